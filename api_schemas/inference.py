@@ -1,0 +1,73 @@
+"""OpenAI's chat and completion requests, as far as they are honoured. Unknown fields are refused, never ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from api_schemas.base import Frozen
+
+Stop = str | Annotated[list[str], Field(max_length=4)] | None
+
+
+class TextPart(Frozen):
+    """A text part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Frozen):
+    """An image part. Text-only models refuse it with a 400 that says so."""
+
+    type: Literal["image_url"]
+    image_url: dict[str, Any]
+
+
+class Message(Frozen):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class StreamOptions(Frozen):
+    """Whether the last chunk carries usage."""
+
+    include_usage: bool = False
+
+
+class Sampling(Frozen):
+    """What chat and completion requests share."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    max_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    temperature: Annotated[float | None, Field(ge=0.0, le=2.0)] = None
+    top_p: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
+    n: Annotated[int, Field(ge=1, le=1, description="one choice per request")] = 1
+    seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
+    stop: Stop = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: Annotated[str | None, Field(max_length=256)] = None
+
+
+class ChatRequest(Sampling):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+
+
+class CompletionRequest(Sampling):
+    """Body of `POST /v1/completions`: one prompt, as text or as token ids."""
+
+    prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class TokenUsage(Frozen):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int

@@ -1,0 +1,69 @@
+"""A plan: what a recipe would do to a model, from its configuration and safetensors headers alone."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from api_schemas.base import Frozen
+from api_schemas.recipe import Recipe
+
+
+class BlockShape(Frozen):
+    """The inner widths of one decoder block."""
+
+    mlp_width: int
+    query_key_rank: Annotated[int, Field(description="channels per head in query and key; even under rotary")]
+    value_output_rank: Annotated[int, Field(description="channels per head in value and output")]
+
+
+class Blocker(Frozen):
+    """A named reason why the recipe cannot run on this model."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class RuntimeSupport(Frozen):
+    """Whether a runtime loads the result: `verified` by a test of ours, `believed` from its sources, or `refused`."""
+
+    runtime: str
+    status: Literal["verified", "believed", "refused"]
+    reason: str
+
+
+class Plan(Frozen):
+    """What would happen: shapes, bytes, memory, time, and what stands in the way.
+
+    Widths under allocation `block_influence` depend on data: then `shapes_final` is False and `blocks` holds the
+    uniform widths with the same total.
+    """
+
+    object: Literal["compression.plan"] = "compression.plan"
+    model: str
+    family: str
+    layout: str
+    modules: tuple[str, ...]
+    sparsity_requested: float
+    sparsity_planned: Annotated[float, Field(description="of the decoder blocks, after rounding")]
+    parameters_before: int
+    parameters_after: int
+    block_parameters_before: int
+    block_parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    blocks: tuple[BlockShape, ...]
+    shapes_final: bool
+    peak_memory_bytes: int
+    disk_bytes: int
+    estimated_seconds: Annotated[float | None, Field(description="null where this machine was never measured")]
+    runtimes: tuple[RuntimeSupport, ...]
+    notes: tuple[str, ...]
+    blockers: tuple[Blocker, ...]
+
+
+class PlanRequest(Frozen):
+    """Body of `POST /v1/compression/plans`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    recipe: Recipe

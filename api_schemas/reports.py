@@ -1,0 +1,113 @@
+"""The before/after report: for machines, complete, immutable. Every number in it was measured in this job."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from api_schemas.base import Frozen
+from api_schemas.plans import Plan
+from api_schemas.recipe import Recipe
+
+
+class BeforeAfter(Frozen):
+    """One quantity of the original model and of the compressed one."""
+
+    before: float
+    after: float
+
+
+class CountBeforeAfter(Frozen):
+    """One whole number of the original model and of the compressed one."""
+
+    before: int
+    after: int
+
+
+class MeasuredPair(Frozen):
+    """A quantity that may not have been measured; then `reason` says why."""
+
+    before: float | None
+    after: float | None
+    reason: str | None = None
+
+
+class TextUse(Frozen):
+    """Which text was used, and how much of what was asked for."""
+
+    source: str
+    sha256: Annotated[str, Field(description="of the token ids used, little-endian int64")]
+    requested: Annotated[int, Field(description="windows asked for")]
+    used: Annotated[int, Field(description="windows used")]
+    sequence_length: int
+    tokens_used: int
+
+
+class Divergence(Frozen):
+    """How far the compressed model's next-token distribution is from the original's (nats per token)."""
+
+    mean_kl: float
+    kl_99th_percentile: float
+    top1_agreement: Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class ModuleReport(Frozen):
+    """What was done to one part of one block."""
+
+    module: str
+    width_before: int
+    width_after: int
+    relative_output_error: Annotated[
+        float, Field(description="‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖ for mlp and value_output; kept energy lost for query_key")
+    ]
+    damping: Annotated[float, Field(description="largest multiple of the mean diagonal a factorisation needed")]
+    fallback: str | None = None
+
+
+class BlockReport(Frozen):
+    """What was done to one decoder block, what it cost and what it lost."""
+
+    block: int
+    block_influence: float
+    sparsity: Annotated[float, Field(description="fraction of this block's parameters removed")]
+    parameters: CountBeforeAfter
+    relative_output_error: Annotated[float, Field(description="of the block's output against the original block's")]
+    seconds: float
+    modules: tuple[ModuleReport, ...]
+
+
+class ReloadProof(Frozen):
+    """The artifact was loaded in a fresh process and compared with what was computed in memory."""
+
+    max_logit_difference: float
+    tolerance: float
+    tokens: int
+    loader: Annotated[str, Field(description="the class that loaded it, and whether project code was needed")]
+    greedy_text: Annotated[str, Field(description="a smoke generation of the reloaded artifact")]
+
+
+class CompressionReport(Frozen):
+    """The whole before/after table of a job."""
+
+    model: str
+    recipe: Recipe
+    recipe_hash: str
+    plan: Plan
+    perplexity: BeforeAfter
+    divergence: Divergence
+    parameters: CountBeforeAfter
+    block_parameters: CountBeforeAfter
+    bytes: CountBeforeAfter
+    tokens_per_second: MeasuredPair
+    peak_memory_bytes: MeasuredPair
+    seconds: float
+    stage_seconds: dict[str, float]
+    peak_rss_bytes: Annotated[int, Field(description="of the job process")]
+    calibration: TextUse
+    evaluation: TextUse
+    blocks: tuple[BlockReport, ...]
+    reload: ReloadProof
+    warnings: tuple[str, ...]
+    files: dict[str, str]
+    versions: dict[str, str]
+    gate_passed: bool | None
+    extra: dict[str, Any] = {}

@@ -1,0 +1,56 @@
+"""Every setting of the service, from the environment (`MODEPRESS_*`). docs/settings.md is this file as a table."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024**2
+GIB = 1024**3
+
+
+class Settings(BaseSettings):
+    """Read once per process; every field can be set as `MODEPRESS_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEPRESS_", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".modepress"), description="data folder: database, uploads, models, jobs, logs")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; default is SQLite under home")
+    broker_url: str | None = Field(None, description="redis://… or filesystem://; set by `modepress up`")
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port of the API; `up` takes a free one when it is taken")
+    inference_url: str = Field("http://127.0.0.1:8001", description="where the API finds the inference process")
+    auth: Literal["required", "none"] = Field("required", description="none is for loopback only")
+    max_upload_bytes: int = Field(200 * 10**9, gt=0, description="largest upload")
+    max_part_bytes: int = Field(64 * MIB, gt=0, description="largest part of an upload")
+    max_body_bytes: int = Field(8 * MIB, gt=0, description="largest JSON body")
+    upload_ttl_seconds: int = Field(7 * 86400, gt=0, description="a pending upload expires after this")
+    model_roots: str = Field("", description="folders a user may register models and text from, joined by ':'")
+    hub_offline: bool = Field(False, description="refuse hub ids with a clear error instead of downloading")
+    lease_seconds: float = Field(90.0, gt=0, description="a job whose worker is silent this long is taken over")
+    renew_seconds: float = Field(15.0, gt=0, description="how often a worker renews its lease")
+    reaper_seconds: float = Field(15.0, gt=0, description="how often expired leases are looked for")
+    cancel_grace_seconds: float = Field(5.0, gt=0, description="from SIGTERM to SIGKILL")
+    max_attempts: int = Field(3, ge=1, description="a job that loses its worker this often fails")
+    threads: int = Field(0, ge=0, description="CPU threads of a job; 0 takes the cores there are")
+    inference_memory_bytes: int = Field(
+        8 * GIB, gt=0, description="loaded models above this are unloaded, oldest first"
+    )
+    inference_max_waiting: int = Field(64, ge=1, description="requests that wait; one more is a 429")
+    log_level: str = Field("INFO", description="of all processes")
+
+    @property
+    def resolved_home(self) -> Path:
+        """The data folder as an absolute path."""
+        return self.home.expanduser().resolve()
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The database, or SQLite under the data folder."""
+        return self.database_url or f"sqlite:///{self.resolved_home / 'modepress.db'}"
+
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """The folders from which models and text may be registered, resolved."""
+        return tuple(Path(root).expanduser().resolve() for root in self.model_roots.split(":") if root)

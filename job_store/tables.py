@@ -1,0 +1,132 @@
+"""The tables. The database owns every job; brokers only carry ids."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Declarative base; JSON columns hold `model_dump(mode="json")` of a schema."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 (SQLAlchemy's own idiom)
+
+
+class FileRow(Base):
+    """A stored file; bytes live in the file store under their SHA-256, shared by equal files."""
+
+    __tablename__ = "files"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    filename: Mapped[str] = mapped_column(String(512))
+    purpose: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+
+
+class UploadRow(Base):
+    """A resumable upload."""
+
+    __tablename__ = "uploads"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float] = mapped_column(Float)
+    filename: Mapped[str] = mapped_column(String(512))
+    purpose: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+
+
+class UploadPartRow(Base):
+    """One part that has landed. A part sent again under its number replaces the first."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (UniqueConstraint("upload_id", "number"),)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), index=True)
+    number: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Float)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
+class ModelRow(Base):
+    """A model that can be compressed or served. `path` is a folder; artifacts name their parent and job."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = mapped_column(String(256), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    status: Mapped[str] = mapped_column(String(16))
+    origin: Mapped[str] = mapped_column(String(16))
+    path: Mapped[str] = mapped_column(String(4096))
+    parent: Mapped[str | None] = mapped_column(String(256))
+    job: Mapped[str | None] = mapped_column(String(64))
+    facts: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    request: Mapped[dict[str, Any]]
+
+
+class JobRow(Base):
+    """A compression job: its recipe, its status, and who holds it until when under which fence."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("jobs_by_age", "created_at", "id"), Index("jobs_by_lease", "status", "lease_until"))
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    estimated_finish: Mapped[float | None] = mapped_column(Float)
+    status: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(256))
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    compressed_model: Mapped[str | None] = mapped_column(String(256))
+    recipe: Mapped[dict[str, Any]]
+    recipe_hash: Mapped[str] = mapped_column(String(64))
+    job_metadata: Mapped[dict[str, Any]]
+    progress: Mapped[dict[str, Any]]
+    usage: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    owner: Mapped[str | None] = mapped_column(String(256))
+    fence: Mapped[int] = mapped_column(Integer)
+    lease_until: Mapped[float] = mapped_column(Float)
+    attempt: Mapped[int] = mapped_column(Integer)
+    enqueued_at: Mapped[float] = mapped_column(Float)
+    next_sequence: Mapped[int] = mapped_column(Integer)
+
+
+class EventRow(Base):
+    """One event of a job, in order of `sequence`, written in the transaction that changed the job."""
+
+    __tablename__ = "events"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str] = mapped_column(String(4096))
+    type: Mapped[str] = mapped_column(String(16))
+    data: Mapped[dict[str, Any]]
+
+
+class IdempotencyRow(Base):
+    """An `Idempotency-Key` and what it answered; the payload's fingerprint tells a replay from a reuse."""
+
+    __tablename__ = "idempotency_keys"
+    key: Mapped[str] = mapped_column(String(256), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str | None] = mapped_column(String(64))
+
+
+class ApiKeyRow(Base):
+    """An API key; only the SHA-256 of its 256-bit secret is kept."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    name: Mapped[str] = mapped_column(String(128))
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    revoked_at: Mapped[float | None] = mapped_column(Float)
