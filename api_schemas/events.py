@@ -19,7 +19,7 @@ class ProgressEvent(Frozen):
     block: Annotated[int | None, Field(description="index of the decoder block just finished")] = None
     blocks_total: int | None = None
     percent: Annotated[float, Field(ge=0.0, le=100.0)]
-    data: dict[str, Any] = {}
+    data: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 class JobEvent(Frozen):

@@ -28,7 +28,7 @@ class JobRequest(Frozen):
         str | None,
         Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="ends the name of the compressed model"),
     ] = None
-    metadata: Metadata = {}
+    metadata: Annotated[Metadata, Field(default_factory=dict)]
 
 
 class Progress(Frozen):

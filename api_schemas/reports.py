@@ -1,6 +1,6 @@
 """The before/after report: for machines, complete, immutable. Every number in it was measured in this job."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -110,4 +110,3 @@ class CompressionReport(Frozen):
     files: dict[str, str]
     versions: dict[str, str]
     gate_passed: bool | None
-    extra: dict[str, Any] = {}

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="a job that loses its worker this often fails")
     threads: int = Field(0, ge=0, description="CPU threads of a job; 0 takes the cores there are")
     inference_memory_bytes: int = Field(
-        8 * GIB, gt=0, description="loaded models above this are unloaded, oldest first"
+        8 * GIB, gt=0, description="above this, loaded models are unloaded, oldest first"
     )
     inference_max_waiting: int = Field(64, ge=1, description="requests that wait; one more is a 429")
     log_level: str = Field("INFO", description="of all processes")
