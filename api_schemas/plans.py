@@ -56,7 +56,9 @@ class Plan(Frozen):
     shapes_final: bool
     peak_memory_bytes: int
     disk_bytes: int
-    estimated_seconds: Annotated[float | None, Field(description="null where this machine was never measured")]
+    flops: Annotated[float, Field(description="floating-point operations the job needs, counted from shapes")]
+    estimated_seconds: float
+    estimate_basis: Annotated[str, Field(description="the rate behind estimated_seconds: measured here, or assumed")]
     runtimes: tuple[RuntimeSupport, ...]
     notes: tuple[str, ...]
     blockers: tuple[Blocker, ...]

@@ -1,0 +1,173 @@
+"""A dry run: what a recipe would do to a checkpoint, from its configuration and headers alone."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from api_schemas.errors import InvalidCheckpoint, InvalidRecipe
+from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.plans import Blocker, BlockShape, Plan, RuntimeSupport
+from api_schemas.recipe import Recipe
+from preflight.checkpoint import Checkpoint, describe
+from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
+from preflight.families import Family, resolve
+from preflight.shapes import block_costs, dense_shape, shapes_for
+
+ASSUMED_FLOPS_PER_CORE = 25e9
+STATIC_ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sequence's length
+LAYOUT_VERSION = 1  # part of every recipe hash: raise it when the mathematics of a method changes
+
+
+def recipe_hash(recipe: Recipe, model: str) -> str:
+    """Fingerprint of what determines an artifact; finished blocks are only reused under the same one."""
+    text = json.dumps(
+        {"recipe": recipe.model_dump(mode="json"), "model": model, "version": LAYOUT_VERSION}, sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_second: float | None = None) -> Plan:
+    """Say what would happen, how large it would be and what stands in the way.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        recipe: what to do.
+        model: its name, for the answer.
+        flops_per_second: rate of an earlier job on this machine; None assumes one and says so.
+
+    Raises:
+        InvalidCheckpoint: `unsupported_architecture` or `invalid_config`; everything else is a blocker in the plan.
+    """
+    family = resolve(checkpoint.config)
+    step = recipe.steps[0]
+    facts = describe(checkpoint)
+    blockers = list(facts.blockers) + recipe_blockers(family, checkpoint.config, step)
+    try:
+        shapes = shapes_for(family, checkpoint.config, step)
+    except InvalidRecipe as impossible:
+        blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
+        shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
+    costs = block_costs(family, checkpoint.config)
+    block_before = costs.parameters(dense_shape(family, checkpoint.config)) * len(shapes)
+    block_after = sum(costs.parameters(shape) for shape in shapes)
+    bytes_after = facts.bytes - _block_bytes(checkpoint, family, len(shapes)) * (block_before - block_after) // max(
+        1, block_before
+    )
+    work = Workload.of(family, checkpoint, recipe, shapes)
+    rate = flops_per_second or ASSUMED_FLOPS_PER_CORE * (os.cpu_count() or 1)
+    return Plan(
+        model=model,
+        family=family.name,
+        layout=step.layout,
+        modules=step.resolved_modules,
+        sparsity_requested=step.sparsity,
+        sparsity_planned=1 - block_after / block_before,
+        parameters_before=facts.parameters,
+        parameters_after=facts.parameters - block_before + block_after,
+        block_parameters_before=block_before,
+        block_parameters_after=block_after,
+        bytes_before=facts.bytes,
+        bytes_after=bytes_after,
+        blocks=shapes,
+        shapes_final=step.allocation == "uniform",
+        peak_memory_bytes=peak_memory_bytes(work),
+        disk_bytes=disk_bytes(work, bytes_after),
+        flops=flops(work),
+        estimated_seconds=flops(work) / rate,
+        estimate_basis="the rate of the last job on this server"
+        if flops_per_second
+        else f"assumed {ASSUMED_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s per core, {os.cpu_count()} cores; not measured yet",
+        runtimes=runtime_support(family, step, shapes[0], dense_shape(family, checkpoint.config)),
+        notes=_notes(step, facts.warnings),
+        blockers=tuple(blockers),
+    )
+
+
+def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
+    """Why this step cannot be carried out on this family, by name."""
+    attention = {"query_key", "value_output"} & set(step.resolved_modules)
+    blockers = []
+    if step.layout == "portable" and attention and len(attention) == 1:
+        blockers.append(
+            Blocker(
+                code="portable_needs_both",
+                message=f"modules {list(step.resolved_modules)}: stock code has one head_dim for query-key and "
+                "value-output, so layout 'portable' reduces both or neither; name both or use layout 'full'",
+                param="recipe.steps.0.modules",
+            )
+        )
+    if step.layout == "portable" and attention and not family.head_dim_is_free:
+        blockers.append(
+            Blocker(
+                code="head_dim_not_free",
+                message=f"stock {family.architecture} derives head_dim from the hidden size, so layout 'portable' "
+                "cannot reduce attention; use modules ['mlp'] or layout 'full'",
+                param="recipe.steps.0.modules",
+            )
+        )
+    rotary = rope_type(config)
+    if step.layout == "portable" and attention and rotary not in STATIC_ROTARY:
+        blockers.append(
+            Blocker(
+                code="rotary_not_static",
+                message=f"rotary type {rotary!r} cannot be written as fixed factors ({', '.join(STATIC_ROTARY)} can); "
+                "use modules ['mlp'] or layout 'full'",
+                param="recipe.steps.0.layout",
+            )
+        )
+    return blockers
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """The rotary scaling type, under transformers' old and new configuration keys."""
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return str(parameters.get("rope_type") or parameters.get("type") or "default")
+
+
+def runtime_support(
+    family: Family, step: ModegptConfig, shape: BlockShape, dense: BlockShape
+) -> tuple[RuntimeSupport, ...]:
+    """Which runtimes load the result; 'verified' only where a test of this repository loads one."""
+    stock = f"{family.architecture}, no remote code"
+    if step.layout == "full":
+        return (
+            RuntimeSupport(runtime="modepress", status="verified", reason="compression.runtime registers its class"),
+            RuntimeSupport(runtime="transformers", status="refused", reason="no stock class has widths per block"),
+            RuntimeSupport(runtime="vllm", status="refused", reason="no stock class has ranks per block"),
+        )
+    runtimes = [
+        RuntimeSupport(runtime="modepress", status="verified", reason=stock),
+        RuntimeSupport(runtime="transformers", status="verified", reason=stock),
+    ]
+    if shape.query_key_rank == dense.query_key_rank:
+        reason = "uniform widths are ordinary configuration values"
+        return (
+            *runtimes,
+            RuntimeSupport(runtime="vllm", status="believed", reason=reason),
+            RuntimeSupport(runtime="llama.cpp", status="believed", reason=reason),
+        )
+    return (
+        *runtimes,
+        RuntimeSupport(runtime="vllm", status="believed", reason="head_dim and longrope factors are read; unquantised"),
+        RuntimeSupport(
+            runtime="llama.cpp",
+            status="refused",
+            reason="its stock converter drops the longrope factors without a word and writes another model",
+        ),
+    )
+
+
+def _block_bytes(checkpoint: Checkpoint, family: Family, blocks: int) -> int:
+    prefixes = tuple(family.block_prefix(index) for index in range(blocks))
+    return sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefixes))
+
+
+def _notes(step: ModegptConfig, warnings: Sequence[str]) -> tuple[str, ...]:
+    notes = list(warnings)
+    if step.modules is None:
+        notes.append(f"modules {list(step.resolved_modules)}: the default of layout {step.layout!r}")
+    if step.allocation == "block_influence":
+        notes.append("widths per block follow from block influence, measured on the calibration text; the total stays")
+    return tuple(notes)

@@ -1,0 +1,119 @@
+"""Widths and parameter counts of decoder blocks: what a sparsity means in channels.
+
+A block's parameters split into three parts that can shrink (MoDeGPT's types) and norms that cannot:
+
+    mlp           gate and up `[m, d]`, down `[d, m]`                          proportional to the width m
+    query_key     query `[h·r, d]`, key `[h_kv·r, d]`                          proportional to the rank r
+    value_output  value `[h_kv·r, d]`, output `[d, h·r]`                       proportional to the rank r
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from api_schemas.errors import InvalidRecipe
+from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.plans import BlockShape
+from preflight.families import Family
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Parameters per unit of width of one block, and what does not shrink."""
+
+    per_mlp_unit: int
+    per_query_key_rank: int
+    per_value_output_rank: int
+    fixed: int
+
+    def parameters(self, shape: BlockShape) -> int:
+        """Parameters of a block of this shape."""
+        return (
+            self.fixed
+            + self.per_mlp_unit * shape.mlp_width
+            + self.per_query_key_rank * shape.query_key_rank
+            + self.per_value_output_rank * shape.value_output_rank
+        )
+
+
+def block_costs(family: Family, config: Mapping[str, Any]) -> BlockCosts:
+    """Count a block's parameters per unit of each width, biases included."""
+    size = family.dimensions(config)
+
+    def bias(linear: str) -> int:
+        return int(family.has_bias(linear, config))
+
+    attention, mlp = family.attention, family.mlp
+    return BlockCosts(
+        per_mlp_unit=3 * size.hidden + bias(mlp.gate) + bias(mlp.up),
+        per_query_key_rank=size.heads * (size.hidden + bias(attention.query))
+        + size.kv_heads * (size.hidden + bias(attention.key)),
+        per_value_output_rank=size.kv_heads * (size.hidden + bias(attention.value)) + size.heads * size.hidden,
+        fixed=size.hidden * (len(family.norms) + bias(attention.output) + bias(mlp.down)),
+    )
+
+
+def dense_shape(family: Family, config: Mapping[str, Any]) -> BlockShape:
+    """The widths of an uncompressed block."""
+    size = family.dimensions(config)
+    return BlockShape(mlp_width=size.mlp_width, query_key_rank=size.head_dim, value_output_rank=size.head_dim)
+
+
+def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, parameters: float) -> BlockShape:
+    """Find the widths whose block has about `parameters` parameters.
+
+    All chosen parts lose the same fraction; ranks are rounded first and the MLP, where it is chosen, absorbs what
+    their rounding left over, to the nearest multiple of the recipe's `round_to`.
+
+    Raises:
+        InvalidRecipe: `sparsity_impossible` when the chosen parts do not hold that many parameters.
+    """
+    modules = step.resolved_modules
+    held = {
+        "mlp": costs.per_mlp_unit * dense.mlp_width,
+        "query_key": costs.per_query_key_rank * dense.query_key_rank,
+        "value_output": costs.per_value_output_rank * dense.value_output_rank,
+    }
+    fraction = (costs.parameters(dense) - parameters) / sum(held[module] for module in modules)
+    if fraction >= 1.0:
+        raise InvalidRecipe(
+            "sparsity_impossible",
+            f"sparsity {step.sparsity} asks for more than modules {list(modules)} hold in one block; "
+            f"lower the sparsity or name more modules",
+            "recipe.steps.0.sparsity",
+        )
+    query_key = value_output = dense.query_key_rank
+    if "query_key" in modules:
+        query_key = max(2, 2 * round((1 - fraction) * dense.query_key_rank / 2))  # rotary pairs stay together
+    if "value_output" in modules:
+        value_output = max(1, round((1 - fraction) * dense.value_output_rank))
+    if step.layout == "portable" and query_key != dense.query_key_rank:
+        value_output = query_key  # stock code has one head_dim for both
+    shape = BlockShape(mlp_width=dense.mlp_width, query_key_rank=query_key, value_output_rank=value_output)
+    if "mlp" not in modules:
+        return shape
+    multiple = step.resolved_round_to
+    width = dense.mlp_width - (costs.parameters(shape) - parameters) / costs.per_mlp_unit
+    rounded = min(dense.mlp_width, max(multiple, multiple * round(width / multiple)))
+    return shape.model_copy(update={"mlp_width": rounded})
+
+
+def shapes_for(
+    family: Family, config: Mapping[str, Any], step: ModegptConfig, sparsities: Sequence[float] | None = None
+) -> tuple[BlockShape, ...]:
+    """Widths of all blocks; `sparsities` has one per block, None means the same everywhere.
+
+    With different sparsities the rounding error of each block is handed to the next, so that the total misses its
+    target by at most half a rounding step of one block.
+    """
+    dense, costs = dense_shape(family, config), block_costs(family, config)
+    whole = costs.parameters(dense)
+    if sparsities is None:
+        return (shape_for(dense, costs, step, (1 - step.sparsity) * whole),) * family.block_count(config)
+    shapes: list[BlockShape] = []
+    owed = 0.0
+    for sparsity in sparsities:
+        wanted = (1 - sparsity) * whole + owed
+        shapes.append(shape_for(dense, costs, step, min(wanted, whole)))
+        owed = wanted - costs.parameters(shapes[-1])
+    return tuple(shapes)
