@@ -1,0 +1,122 @@
+"""Tiny models with a real tokenizer and chat template, the same bytes on every run. Written by transformers itself."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+ModelType = Literal["llama", "mistral", "qwen2"]
+
+PROSE = (
+    "The quick brown fox jumps over the lazy dog while seven wizards watch from the hill. "
+    "A model that is smaller than before should still answer the question it was asked. "
+    "In the morning the river was quiet, and the boats that had waited all night went out again. "
+    "Every number in the table was measured; none of them was guessed. What is the capital of France? "
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def make_tiny_tokenizer(folder: Path, *, chat_template: bool = True) -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer of 384 tokens on `PROSE` (any text can be encoded) and save it in `folder`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([PROSE] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        model_max_length=512,
+    )
+    if chat_template:
+        fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(folder)
+    return fast
+
+
+def make_tiny_model(
+    folder: Path,
+    model_type: ModelType = "llama",
+    *,
+    tied: bool = False,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 8,
+    hidden: int = 32,
+    intermediate: int = 48,
+    layers: int = 2,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    tokenizer: bool = True,
+    chat_template: bool = True,
+    max_shard_size: str = "1GB",
+) -> Path:
+    """Write a random model of `model_type` with its tokenizer into `folder`, and return the folder.
+
+    Args:
+        folder: where to write; made when absent.
+        model_type: which of transformers' architectures.
+        tied: whether the head is the embedding.
+        heads: query heads per block.
+        kv_heads: key and value heads per block.
+        head_dim: channels per head; `heads * head_dim` may differ from `hidden` (not for qwen2).
+        hidden: width of the residual stream.
+        intermediate: width inside the MLP.
+        layers: decoder blocks.
+        bias: llama only: biases on the four attention projections. qwen2 has biases on q, k and v in any case.
+        dtype: of all weights.
+        seed: of the weights; the caller's random state is untouched.
+        tokenizer: whether to save one.
+        chat_template: whether that tokenizer gets one.
+        max_shard_size: small values such as "20KB" make several shards and an index.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, object] = {"attention_bias": bias} if model_type == "llama" else {}
+    if bias and model_type == "mistral":
+        raise ValueError("mistral has no biases")
+    vocabulary = len(make_tiny_tokenizer(folder, chat_template=chat_template)) if tokenizer else 384
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        **settings,
+    )
+    random_model(config, dtype, seed).save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
+
+
+def random_model(config: object, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """Build the model of a configuration with weights, norms and biases all away from their trivial start values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                spread = 0.2 if parameter.ndim == 2 else 0.1
+                parameter.normal_(1.0 if "norm" in name else 0.0, spread)
+    return model.to(dtype).eval()
