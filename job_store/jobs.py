@@ -1,0 +1,250 @@
+"""Jobs as clients see them: create, read, list, cancel. Workers' side: `job_store.leases`."""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select, true
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api_schemas.errors import Conflict, ErrorBody, InvalidRequest, NotFound
+from api_schemas.events import JobEvent
+from api_schemas.jobs import TERMINAL, Job, JobRequest, JobStatus, Progress, Usage
+from api_schemas.listing import Page
+from api_schemas.recipe import Recipe
+from job_store.database import reading, writing
+from job_store.tables import EventRow, IdempotencyRow, JobRow
+from job_store.transitions import advance, append_event
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    """The key of an earlier request came with another payload."""
+
+    status = 422
+
+
+class JobStore:
+    """The jobs of one database."""
+
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.time) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def create(
+        self, request: JobRequest, *, recipe_hash: str, kind: str = "compress", idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Store a queued job; the caller enqueues its id after this returns.
+
+        Returns:
+            The job, and whether it is new: a repeated `idempotency_key` with the same payload answers the first job.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another payload.
+            InvalidRequest: a metadata value holds a NUL character.
+        """
+        _refuse_nul(request.metadata)
+        try:
+            return self._create(request, recipe_hash, kind, idempotency_key)
+        except IntegrityError:  # another process committed the same key between our look and our commit
+            return self._create(request, recipe_hash, kind, idempotency_key)
+
+    def _create(self, request: JobRequest, recipe_hash: str, kind: str, key: str | None) -> tuple[Job, bool]:
+        fingerprint = _fingerprint(request, kind)
+        with writing(self._engine) as session:
+            seen = session.get(IdempotencyRow, key) if key is not None else None
+            if seen is not None and seen.job_id is not None:
+                if seen.fingerprint != fingerprint:
+                    raise IdempotencyKeyReused(
+                        "idempotency_key_reused",
+                        f"Idempotency-Key {key!r} was used with another payload; send a new key for a new job",
+                        "Idempotency-Key",
+                    )
+                return _view(_locked(session, seen.job_id)), False
+            now = self._clock()
+            row = _new_row(request, recipe_hash, kind, now)
+            session.add(row)
+            session.flush()
+            append_event(session, row, now, "Job created")
+            if key is not None:
+                session.add(IdempotencyRow(key=key, created_at=now, fingerprint=fingerprint, job_id=row.id))
+            return _view(row), True
+
+    def get(self, job_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with reading(self._engine) as session:
+            return _view(_row(session, job_id))
+
+    def list(self, *, after: str | None, limit: int, metadata: Mapping[str, str]) -> Page[Job]:
+        """Return a page of jobs, newest first, that carry all the given metadata.
+
+        Raises:
+            NotFound: `after` names no job.
+        """
+        _refuse_nul(metadata)
+        with reading(self._engine) as session:
+            query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+            if after is not None:
+                last = _row(session, after, param="after")
+                older = JobRow.created_at < last.created_at
+                query = query.where(or_(older, and_(JobRow.created_at == last.created_at, JobRow.id < last.id)))
+            for key, value in metadata.items():
+                query = query.where(_carries(session, key, value))
+            rows = session.scalars(query).all()
+            jobs = [_view(row) for row in rows[:limit]]
+        return Page[Job](
+            data=jobs,
+            has_more=len(rows) > limit,
+            first_id=jobs[0].id if jobs else None,
+            last_id=jobs[-1].id if jobs else None,
+        )
+
+    def request_cancel(self, job_id: str) -> Job:
+        """Cancel a queued job at once; ask the worker of a running one to stop. Asking twice is harmless.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: the job has ended.
+        """
+        with writing(self._engine) as session:
+            row = _locked(session, job_id)
+            if row.status in TERMINAL:
+                raise Conflict(
+                    "job_not_cancellable", f"job {job_id!r} has {row.status} already; only a live job can be cancelled"
+                )
+            if row.status == "queued":
+                advance(session, row, "cancelled", self._clock(), "Job cancelled before it started")
+            elif row.status == "running":
+                advance(session, row, "cancelling", self._clock(), "Cancel requested; the worker is being told")
+            return _view(row)
+
+    def events(self, job_id: str, *, after: int, limit: int) -> Page[JobEvent]:
+        """Return the events whose sequence number is greater than `after` (0: from the first), oldest first.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with reading(self._engine) as session:
+            _row(session, job_id)
+            query = select(EventRow).where(EventRow.job_id == job_id, EventRow.sequence > after)
+            rows = session.scalars(query.order_by(EventRow.sequence).limit(limit + 1)).all()
+            events = [_event_view(row) for row in rows[:limit]]
+        return Page[JobEvent](
+            data=events,
+            has_more=len(rows) > limit,
+            first_id=events[0].id if events else None,
+            last_id=events[-1].id if events else None,
+        )
+
+    def report(self, job_id: str) -> dict[str, Any]:
+        """Return the report of a job that has one.
+
+        Raises:
+            NotFound: there is no such job, or it has no report (yet).
+        """
+        with reading(self._engine) as session:
+            row = _row(session, job_id)
+            if row.report is None:
+                raise NotFound(
+                    "report_not_ready", f"job {job_id!r} is {row.status} and has no report; wait until it has succeeded"
+                )
+            return row.report
+
+
+def _refuse_nul(metadata: Mapping[str, str]) -> None:
+    for key, value in metadata.items():
+        if "\0" in key or "\0" in value:  # PostgreSQL's text cannot hold it
+            raise InvalidRequest("invalid_metadata", f"metadata {key!r} holds a NUL character; remove it", "metadata")
+
+
+def _fingerprint(request: JobRequest, kind: str) -> str:
+    payload = {"kind": kind, "request": request.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def _new_row(request: JobRequest, recipe_hash: str, kind: str, now: float) -> JobRow:
+    return JobRow(
+        id=f"job-{uuid.uuid4().hex[:24]}",
+        created_at=now,
+        status="queued",
+        kind=kind,
+        model=request.model,
+        suffix=request.suffix,
+        recipe=request.recipe.model_dump(mode="json"),
+        recipe_hash=recipe_hash,
+        job_metadata=dict(request.metadata),
+        progress=Progress().model_dump(mode="json"),
+        usage=Usage().model_dump(mode="json"),
+        fence=0,
+        lease_until=0.0,
+        attempt=0,
+        enqueued_at=now,
+        next_sequence=1,
+    )
+
+
+def _row(session: Session, job_id: str, param: str = "job_id") -> JobRow:
+    row = session.get(JobRow, job_id) if "\0" not in job_id else None
+    if row is None:
+        raise NotFound("job_not_found", f"{param}: there is no job {job_id!r}; list the jobs to see their ids", param)
+    return row
+
+
+def _locked(session: Session, job_id: str) -> JobRow:
+    _row(session, job_id)
+    return session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
+
+
+def _carries(session: Session, key: str, value: str) -> ColumnElement[bool]:
+    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
+    pairs = each(JobRow.job_metadata).table_valued("key", "value")
+    found = select(true()).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value)
+    return exists(found.correlate(JobRow))
+
+
+def _seconds(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _view(row: JobRow) -> Job:
+    recipe = Recipe.model_validate(row.recipe)
+    return Job(
+        id=row.id,
+        created_at=int(row.created_at),
+        started_at=_seconds(row.started_at),
+        finished_at=_seconds(row.finished_at),
+        estimated_finish=_seconds(row.estimated_finish),
+        status=cast(JobStatus, row.status),
+        model=row.model,
+        compressed_model=row.compressed_model,
+        recipe=recipe,
+        recipe_hash=row.recipe_hash,
+        seed=recipe.seed,
+        progress=Progress.model_validate(row.progress),
+        usage=Usage.model_validate(row.usage),
+        attempt=row.attempt,
+        error=None if row.error is None else ErrorBody.model_validate(row.error),
+        result_files=tuple(sorted(row.report.get("files", {}))) if row.report else (),
+        metadata=row.job_metadata,
+    )
+
+
+def _event_view(row: EventRow) -> JobEvent:
+    return JobEvent.model_validate(
+        {
+            "id": f"{row.job_id}-{row.sequence}",
+            "created_at": int(row.created_at),
+            "level": row.level,
+            "message": row.message,
+            "type": row.type,
+            "data": row.data,
+            "sequence": row.sequence,
+        }
+    )

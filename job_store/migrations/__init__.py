@@ -1,0 +1,1 @@
+"""Alembic migrations; `job_store.database.upgrade` runs them."""
