@@ -1,0 +1,1 @@
+"""One paper per file: pure functions of tensors, found by the recipe's `method`."""
