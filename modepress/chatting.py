@@ -1,0 +1,77 @@
+"""A chat request as it is sent, and the answer as far as this client reads it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from api_schemas.errors import ErrorResponse
+from api_schemas.inference import ChatRequest, TokenUsage
+from modepress.api_error import ModepressApiError
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class _Text(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Text | None = None
+    delta: _Text | None = None
+    finish_reason: str | None = None
+
+
+class Completion(BaseModel):
+    """A chat completion, or one chunk of a streamed one."""
+
+    choices: list[_Choice]
+    usage: TokenUsage | None = None
+
+
+class ChatAnswer(BaseModel):
+    """A whole answer."""
+
+    model: str
+    text: str
+    finish_reason: str | None
+    usage: TokenUsage | None
+
+
+class ChatPiece(BaseModel):
+    """A piece of a streamed answer; the last ones carry the reason it ended and the tokens used."""
+
+    text: str
+    finish_reason: str | None = None
+    usage: TokenUsage | None = None
+
+
+def request(model_id: str, messages: Messages | str, sampling: Mapping[str, Any]) -> ChatRequest:
+    """Build the body of a chat request; a string is one user message."""
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    return ChatRequest.model_validate({"model": model_id, "messages": turns, **sampling})
+
+
+def answer(model_id: str, completion: Completion) -> ChatAnswer:
+    """Read a whole answer."""
+    choice = completion.choices[0]
+    text = (choice.message.content if choice.message else None) or ""
+    return ChatAnswer(model=model_id, text=text, finish_reason=choice.finish_reason, usage=completion.usage)
+
+
+def piece(data: str) -> ChatPiece:
+    """Read one data line of a streamed answer.
+
+    Raises:
+        ModepressApiError: the line is the error with which the server ended the stream.
+    """
+    try:
+        chunk = Completion.model_validate_json(data)
+    except ValidationError:
+        # An error after the first byte comes as a data line: the status was sent long ago.
+        raise ModepressApiError(500, ErrorResponse.model_validate_json(data, extra="ignore").error) from None
+    if not chunk.choices:
+        return ChatPiece(text="", usage=chunk.usage)
+    choice = chunk.choices[0]
+    text = (choice.delta.content if choice.delta else None) or ""
+    return ChatPiece(text=text, finish_reason=choice.finish_reason, usage=chunk.usage)

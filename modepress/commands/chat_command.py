@@ -1,0 +1,66 @@
+"""chat."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from modepress import output
+from modepress.client import Client
+from modepress.commands.options import ApiKey, AsJson, Url, connect
+
+
+def chat(
+    model_id: Annotated[str, typer.Argument(metavar="MODEL")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="Without one: a conversation, or stdin.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Ask a model: one prompt, or a conversation (end it with Ctrl-D)."""
+    sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    start = [{"role": "system", "content": system}] if system else []
+    with connect(url, api_key) as client:
+        if prompt is None and sys.stdin.isatty() and not as_json:
+            _converse(client, model_id, start, sampling)
+            return
+        said = prompt if prompt is not None else sys.stdin.read()
+        turns = [*start, {"role": "user", "content": said}]
+        if as_json:
+            output.write_json(client.chat(model_id, turns, **sampling))
+        else:
+            _stream(client, model_id, turns, sampling)
+
+
+def _converse(client: Client, model_id: str, turns: list[dict[str, str]], sampling: dict[str, Any]) -> None:
+    while True:
+        try:
+            said = input("you: ")
+        except EOFError:
+            sys.stdout.write("\n")
+            return
+        if not said.strip():
+            continue
+        sys.stdout.write(f"{model_id}: ")
+        turns = [*turns, {"role": "user", "content": said}]
+        turns = [*turns, {"role": "assistant", "content": _stream(client, model_id, turns, sampling)}]
+
+
+def _stream(client: Client, model_id: str, turns: list[dict[str, str]], sampling: dict[str, Any]) -> str:
+    text = ""
+    reason = None
+    for piece in client.chat_stream(model_id, turns, **sampling):
+        text += piece.text
+        reason = piece.finish_reason or reason
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    if reason == "length":
+        output.err.print(f"(cut at --max-tokens {sampling['max_tokens']})")
+    return text

@@ -1,0 +1,51 @@
+"""keys: made, listed and revoked on the server's own machine, against its database."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from job_store.database import make_engine, upgrade
+from job_store.keys import KeyStore
+from job_store.settings import Settings
+from modepress import output
+from modepress.address import home
+from modepress.commands.options import AsJson
+
+keys = typer.Typer(no_args_is_help=True, help="API keys; run on the server's machine (uses its database).")
+
+
+@keys.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What it is for, e.g. laptop.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. Its secret is shown this once; only a hash is stored."""
+    made = _store().create(name)
+    output.show(made, as_json=as_json, human=lambda: f"{made.secret}\n(id {made.id}; shown this once)")
+
+
+@keys.command("list")
+def list_keys(as_json: AsJson = False) -> None:
+    """List the keys, revoked ones too."""
+    found = _store().list()
+    rows = [(key.id, key.name, _when(key.created_at), _when(key.revoked_at)) for key in found]
+    columns = ("id", "name", "made", "revoked")
+    output.show(found, as_json=as_json, human=lambda: output.table(columns, rows) if rows else "no keys yet")
+
+
+@keys.command()
+def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Refuse a key from now on."""
+    gone = _store().revoke(key_id)
+    output.show(gone, as_json=as_json, human=lambda: f"revoked {gone.id} ({gone.name})")
+
+
+def _store() -> KeyStore:
+    engine = make_engine(Settings(home=home()).resolved_database_url)
+    upgrade(engine)
+    return KeyStore(engine)
+
+
+def _when(moment: int | None) -> str:
+    return "" if moment is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

@@ -1,0 +1,32 @@
+"""A plan, for people."""
+
+from rich.console import Group, RenderableType
+
+from api_schemas.plans import Plan
+from modepress import output
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Lay out what a recipe would do."""
+    counts = (
+        ("parameters", plan.parameters_before, plan.parameters_after, output.count),
+        ("  of the blocks", plan.block_parameters_before, plan.block_parameters_after, output.count),
+        ("bytes of weights", plan.bytes_before, plan.bytes_after, output.size),
+    )
+    rows = [
+        (name, form(before), form(after), f"{(after - before) / before:+.1%}" if before else "")
+        for name, before, after, form in counts
+    ]
+    time_needed = (
+        "never measured on this machine" if plan.estimated_seconds is None else output.seconds(plan.estimated_seconds)
+    )
+    lines = [
+        f"sparsity of the blocks: {plan.sparsity_planned:.4f} (asked {plan.sparsity_requested}), "
+        f"in {', '.join(plan.modules)}",
+        f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
+        f"time: {time_needed}",
+        *(f"loads in {runtime.runtime}: {runtime.status} ({runtime.reason})" for runtime in plan.runtimes),
+        *(f"note: {note}" for note in plan.notes),
+        *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),
+    ]
+    return Group(output.table(("", ">now", ">then", ">change"), rows), "", *lines)

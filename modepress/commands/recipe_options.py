@@ -1,0 +1,96 @@
+"""A recipe from a file, from options, or from both: an option given on the command line wins over the file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from api_schemas.recipe import Recipe
+from modepress.client import Client
+
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe as JSON; the options below change it.")]
+Sparsity = Annotated[float | None, typer.Option(help="Fraction of the blocks' parameters to remove, e.g. 0.2.")]
+Layout = Annotated[str | None, typer.Option(help="portable (loads in plain transformers) or full.")]
+Allocation = Annotated[str | None, typer.Option(help="uniform or block_influence.")]
+TEXT = "builtin, self, hub:NAME, file:SERVER_PATH, upload:FILE_ID, or a local .txt/.jsonl, which is uploaded."
+CalibrationText = Annotated[str | None, typer.Option("--calibration", help=f"Text for statistics: {TEXT}")]
+EvaluationText = Annotated[str | None, typer.Option("--evaluation", help="Text to judge on, in the same words.")]
+Samples = Annotated[int | None, typer.Option("--num-samples", help="Calibration windows.")]
+Windows = Annotated[int | None, typer.Option("--num-windows", help="Evaluation windows.")]
+SequenceLength = Annotated[int | None, typer.Option(help="Tokens per window, for both texts.")]
+GateIncrease = Annotated[
+    float | None, typer.Option("--gate", help="Fail when perplexity rises by more than this fraction, e.g. 0.5.")
+]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
+
+
+def build_recipe(
+    client: Client,
+    *,
+    file: Path | None,
+    step: dict[str, Any],
+    calibration: dict[str, Any],
+    evaluation: dict[str, Any],
+    top: dict[str, Any],
+) -> Recipe:
+    """Put a recipe together; values that are None were not given.
+
+    Raises:
+        typer.BadParameter: the file or an option is no part of a valid recipe; the message names the field.
+    """
+    draft: dict[str, Any] = _read(file) if file is not None else {"steps": [{"method": "modegpt"}]}
+    if _given(step):
+        steps = draft.get("steps")
+        if not (isinstance(steps, list) and steps and isinstance(steps[0], dict)):
+            raise typer.BadParameter(f"{file} has no step that --sparsity, --layout or --allocation could change")
+        steps[0].update(_given(step))
+    for field, options in (("calibration", calibration), ("evaluation", evaluation)):
+        options = {**options, **_text_source(client, options.pop("text", None))}
+        if _given(options):
+            draft[field] = {**_kept(draft.get(field, {}), options), **_given(options)}
+    draft.update(_given(top))
+    try:
+        return Recipe.model_validate(draft)
+    except ValidationError as error:
+        raise typer.BadParameter(in_words(error)) from error
+
+
+def in_words(error: ValidationError) -> str:
+    """Name each field that is wrong, and why."""
+    # A list whose only item is wrong is also reported as too short: that helps nobody.
+    told = [at for at in error.errors() if at["type"] != "too_short"] or error.errors()
+    return "; ".join(f"{'.'.join(str(part) for part in at['loc']) or 'recipe'}: {at['msg']}" for at in told)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        draft = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"cannot read the recipe {path}: {error}") from error
+    if not isinstance(draft, dict):
+        raise typer.BadParameter(f"the recipe {path} must be a JSON object, not {type(draft).__name__}")
+    return draft
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _kept(earlier: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """A new source drops the old source's fields."""
+    dropped = {"path", "file_id", "dataset"} if "source" in options else set()
+    return {name: value for name, value in earlier.items() if name not in dropped}
+
+
+def _text_source(client: Client, said: str | None) -> dict[str, Any]:
+    if said is None or said in {"builtin", "self"}:
+        return {} if said is None else {"source": said}
+    for prefix, field in (("hub:", "dataset"), ("file:", "path"), ("upload:", "file_id")):
+        if said.startswith(prefix):
+            return {"source": prefix[:-1], field: said.removeprefix(prefix)}
+    path = Path(said).expanduser()
+    if not path.is_file():
+        raise typer.BadParameter(f"{said!r} is neither a local file nor one of: {TEXT}")
+    return {"source": "upload", "file_id": client.upload(path, purpose="calibration")}
