@@ -1,0 +1,112 @@
+"""The routes of the inference process. `service` forwards requests here and streams the answers back unchanged."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from api_schemas.inference import ChatRequest, CompletionRequest, Sampling
+from job_store.database import make_engine, upgrade
+from job_store.settings import Settings
+from workers.inference.answers import AnswerShape, Kind
+from workers.inference.disconnects import ClientGone, while_connected
+from workers.inference.engine import Engine, Prepare, Ticket
+from workers.inference.errors import install_error_handlers
+from workers.inference.loaded import loaded_models
+from workers.inference.metrics import Metrics
+from workers.inference.models import ModelCache
+from workers.inference.prompts import chat_task, completion_task, refuse_images
+from workers.inference.queueing import WaitingLine
+from workers.inference.registry import Registry
+from workers.inference.stops import stop_strings
+from workers.inference.streaming import TicketStream, event_lines, gather
+from workers.inference.tasks import Started
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; access logs do
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; settings come from the environment unless given."""
+    settings = settings or Settings()
+    database = make_engine(settings.resolved_database_url)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(upgrade, database)
+        models = ModelCache(settings.inference_memory_bytes)
+        line = WaitingLine(settings.inference_max_waiting)
+        engine = Engine(Registry(database, settings.resolved_home), models, line, metrics)
+        app.state.engine = engine
+        metrics.models_loaded.set_function(lambda: sum(slot.loaded is not None for slot in models.slots))
+        metrics.models_bytes.set_function(lambda: models.used_bytes)
+        yield
+        await engine.close()
+        database.dispose()
+
+    app = FastAPI(title="Modepress inference", lifespan=lifespan, docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+    _add_generation(app)
+    _add_observation(app, metrics)
+    return app
+
+
+def _add_generation(app: FastAPI) -> None:
+    @app.post("/v1/chat/completions", response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        refuse_images(body.messages)
+        return await _answer(request, body, "chat", lambda loaded: chat_task(loaded, body))
+
+    @app.post("/v1/completions", response_model=None)
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        """Continue a text."""
+        return await _answer(request, body, "completion", lambda loaded: completion_task(loaded, body))
+
+
+def _add_observation(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/healthz", response_model=None)
+    async def health(request: Request) -> Response:
+        """Say whether requests are taken; it answers while models load."""
+        draining = request.app.state.engine.draining
+        return JSONResponse({"status": "draining" if draining else "ok"}, status_code=503 if draining else 200)
+
+    @app.get("/loaded")
+    async def loaded(request: Request) -> dict[str, Any]:
+        """List the models in memory."""
+        return loaded_models(request.app.state.engine)
+
+    @app.get("/metrics", response_model=None)
+    async def prometheus() -> Response:
+        """Return the metrics in Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:
+    stop_strings(body.stop)  # what needs no model is refused before the line
+    engine: Engine = request.app.state.engine
+    ticket = engine.submit(body.model, prepare)
+    shape = AnswerShape(kind, body.model)
+    try:
+        started = await while_connected(request.receive, _started(ticket))
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            return TicketStream(ticket, event_lines(ticket, started, shape, include_usage=include_usage))
+        return JSONResponse(await while_connected(request.receive, gather(ticket, started, shape)))
+    except ClientGone:
+        ticket.cancel()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except BaseException:
+        ticket.cancel()
+        raise
+
+
+async def _started(ticket: Ticket) -> Started:
+    event = await ticket.next()
+    if not isinstance(event, Started):
+        raise TypeError(f"a ticket began with {event!r}")
+    return event

@@ -1,0 +1,86 @@
+"""The token loop: read the prompt, then one token at a time with a key-value cache."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from workers.inference.detokenizer import Detokenizer
+from workers.inference.loading import LoadedModel
+from workers.inference.sampling import Sampler
+from workers.inference.stops import StopFilter
+from workers.inference.tasks import FinishReason, GenerationTask, Piece
+
+PREFILL_CHUNK = 512  # prompt tokens read between two looks at `cancelled`
+CONTEXT_TAIL = 6  # prompt tokens that decide how the answer's first token is spaced
+
+
+class _Decoder:
+    """A model with the cache of one answer."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._cache = DynamicCache(config=loaded.model.config)
+
+    def read(self, tokens: list[int]) -> torch.Tensor:
+        """Append tokens and return the logits [vocabulary] after the last of them."""
+        inputs: dict[str, Any] = {self._loaded.cache_argument: self._cache}
+        ids = torch.tensor([tokens], device=self._loaded.precision.device)
+        output = self._loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1, **inputs)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+
+class _Writer:
+    """Turns the tokens of one answer into pieces of text."""
+
+    def __init__(self, loaded: LoadedModel, task: GenerationTask) -> None:
+        context = task.prompt[-CONTEXT_TAIL:] if task.continues_prompt else ()
+        self._detokenizer = Detokenizer(loaded.tokenizer, context)
+        self._stops = StopFilter(task.stops)
+        self._eos_ids = loaded.eos_ids
+        self._max_tokens = task.max_tokens
+        self._count = 0
+
+    def write(self, token: int) -> Piece:
+        """Return the piece of one more token; it carries the finish reason when the answer ends with it."""
+        self._count += 1
+        if token in self._eos_ids:
+            return self._last("", "stop")
+        text, stopped = self._stops.feed(self._detokenizer.add(token))
+        if stopped:
+            return Piece(text, self._count, "stop")
+        if self._count == self._max_tokens:
+            return self._last(text, "length")
+        return Piece(text, self._count)
+
+    def _last(self, text: str, reason: FinishReason) -> Piece:
+        rest, stopped = self._stops.feed(self._detokenizer.flush())
+        if stopped:
+            return Piece(text + rest, self._count, "stop")
+        return Piece(text + rest + self._stops.flush(), self._count, reason)
+
+
+@torch.inference_mode()
+def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], bool]) -> Iterator[Piece]:
+    """Yield one piece per token; the last has a finish reason. Ends early, without one, once `cancelled()` is true.
+
+    Args:
+        loaded: the model.
+        task: prompt, limits and sampling.
+        cancelled: asked between tokens and between chunks of a long prompt.
+    """
+    decoder, writer = _Decoder(loaded), _Writer(loaded, task)
+    sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
+    for start in range(0, len(task.prompt), PREFILL_CHUNK):
+        if cancelled():
+            return
+        logits = decoder.read(task.prompt[start : start + PREFILL_CHUNK])
+    while True:
+        token = sampler.pick(logits)
+        piece = writer.write(token)
+        yield piece
+        if piece.finish_reason is not None or cancelled():
+            return
+        logits = decoder.read([token])

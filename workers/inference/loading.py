@@ -1,0 +1,184 @@
+"""One model from its folder into memory, with what the token loop must know about it."""
+
+import inspect
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import compression.runtime  # noqa: F401  (registers the layouts of compressed models with transformers)
+from api_schemas.errors import InvalidCheckpoint, Unavailable
+from preflight.checkpoint import Checkpoint, open_checkpoint
+from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
+from workers.inference.registry import ModelSource
+from workers.inference.sampling import SamplingDefaults
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What loading will take, known from the headers alone.
+
+    Attributes:
+        source: which model.
+        precision: the number format it will have.
+        bytes: what its tensors will occupy.
+    """
+
+    source: ModelSource
+    precision: Precision
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory.
+
+    Attributes:
+        source: which model.
+        model: the transformers module, in evaluation mode.
+        tokenizer: its tokenizer.
+        precision: number format and device.
+        bytes: measured, of all parameters and buffers, shared storage counted once.
+        seconds: that loading took.
+        context_length: most tokens of prompt and answer together, or None when the model names no limit.
+        vocabulary: rows of the embedding; token ids are below it.
+        eos_ids: tokens that end an answer.
+        defaults: sampling values from the model's generation_config.json.
+        cache_argument: the name under which the model's forward takes its key-value cache.
+    """
+
+    source: ModelSource
+    model: Any
+    tokenizer: Any
+    precision: Precision
+    bytes: int
+    seconds: float
+    context_length: int | None
+    vocabulary: int
+    eos_ids: frozenset[int]
+    defaults: SamplingDefaults
+    cache_argument: str
+
+
+def plan_load(source: ModelSource) -> LoadPlan:
+    """Read a model's headers and say what loading it will take.
+
+    Raises:
+        InvalidCheckpoint: the folder is gone or damaged.
+    """
+    checkpoint = open_checkpoint(source.folder)
+    precision = choose_precision(
+        stored_dtype(_parameters_by_dtype(checkpoint)), "cuda" if torch.cuda.is_available() else "cpu", cpu_flags()
+    )
+    size = sum(
+        entry.parameters * precision.dtype.itemsize if entry.dtype in STORED else entry.bytes
+        for entry in checkpoint.tensors.values()
+    )
+    return LoadPlan(source, precision, size)
+
+
+def load(plan: LoadPlan) -> LoadedModel:
+    """Load a model; safetensors only, no remote code, no network.
+
+    Raises:
+        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing` or
+            `invalid_generation_config`.
+        Unavailable: `out_of_memory`.
+    """
+    start = time.monotonic()
+    model = _load_weights(plan)
+    tokenizer = _load_tokenizer(plan.source)
+    parameters = inspect.signature(model.forward).parameters
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return LoadedModel(
+        source=plan.source,
+        model=model,
+        tokenizer=tokenizer,
+        precision=plan.precision,
+        bytes=measured_bytes(model),
+        seconds=time.monotonic() - start,
+        context_length=context,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        eos_ids=_eos_ids(model, tokenizer),
+        defaults=_sampling_defaults(plan.source),
+        cache_argument="cache" if "cache" in parameters else "past_key_values",
+    )
+
+
+def measured_bytes(model: torch.nn.Module) -> int:
+    """Return the bytes of all parameters and buffers; storage that several of them share counts once."""
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _load_weights(plan: LoadPlan) -> Any:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            plan.source.folder,
+            dtype=plan.precision.dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model = model.to(plan.precision.device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = f"no memory left to load '{plan.source.id}' ({plan.bytes} bytes); unload others or use a smaller one"
+        raise Unavailable("out_of_memory", message, "model") from error
+    except Exception as error:  # transformers names no common base for what a damaged folder can raise
+        message = f"model '{plan.source.id}' cannot be loaded: {type(error).__name__}: {error}"
+        raise InvalidCheckpoint("model_load_failed", message, "model") from error
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if missing:  # transformers would fill these with random numbers
+        message = f"model '{plan.source.id}' lacks weights its configuration calls for: {', '.join(missing[:5])}"
+        raise InvalidCheckpoint("missing_weights", message, "model")
+    if info["unexpected_keys"]:
+        logger.warning("%s: %d tensors have no place in the model", plan.source.id, len(info["unexpected_keys"]))
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(source: ModelSource) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # as above
+        message = f"model '{source.id}' has no tokenizer that can be loaded: {type(error).__name__}: {error}"
+        raise InvalidCheckpoint("tokenizer_missing", message, "model") from error
+
+
+def _parameters_by_dtype(checkpoint: Checkpoint) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        counts[entry.dtype] += entry.parameters
+    return counts
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Generation config and tokenizer together: chat models often name their end-of-turn token in one of them only."""
+    configured = model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+
+
+def _sampling_defaults(source: ModelSource) -> SamplingDefaults:
+    path = source.folder / "generation_config.json"
+    if not path.is_file():
+        return SamplingDefaults()
+    try:
+        return SamplingDefaults.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its JSON"
+        message = (
+            f"generation_config.json of '{source.id}' is wrong at {where}: {first['msg']}; correct or remove the file"
+        )
+        raise InvalidCheckpoint("invalid_generation_config", message, "model") from error

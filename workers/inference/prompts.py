@@ -1,0 +1,139 @@
+"""From a request to the token ids a model reads, and the room that is left for the answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from api_schemas.errors import InvalidRequest
+from api_schemas.inference import ChatRequest, CompletionRequest, ImagePart, Message
+from workers.inference.loading import LoadedModel
+from workers.inference.sampling import choose_sampling
+from workers.inference.stops import stop_strings
+from workers.inference.tasks import GenerationTask
+
+CHAT_MAX_TOKENS = 1024  # when the request names no limit; less when the context ends before
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
+
+
+def chat_task(loaded: LoadedModel, request: ChatRequest) -> GenerationTask:
+    """Return what to generate for a chat request.
+
+    Raises:
+        InvalidRequest: `chat_template_missing`, `chat_template_error`, `context_length_exceeded` or `invalid_stop`.
+    """
+    text = render_chat(loaded.tokenizer, request.messages)
+    prompt = list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not prompt:
+        raise InvalidRequest("empty_prompt", "messages render to no tokens; give some content", "messages")
+    limit, name = _requested_limit(request)
+    room = answer_room(loaded, len(prompt), limit, (name, "messages"), CHAT_MAX_TOKENS)
+    sampling = choose_sampling(request, loaded.defaults)
+    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), continues_prompt=False)
+
+
+def completion_task(loaded: LoadedModel, request: CompletionRequest) -> GenerationTask:
+    """Return what to generate for a completion request.
+
+    Raises:
+        InvalidRequest: `empty_prompt`, `invalid_token`, `context_length_exceeded` or `invalid_stop`.
+    """
+    prompt = _completion_prompt(loaded, request.prompt)
+    room = answer_room(loaded, len(prompt), request.max_tokens, ("max_tokens", "prompt"), COMPLETION_MAX_TOKENS)
+    sampling = choose_sampling(request, loaded.defaults)
+    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), continues_prompt=True)
+
+
+def refuse_images(messages: Sequence[Message]) -> None:
+    """Refuse image parts: every model served here reads text alone.
+
+    Raises:
+        InvalidRequest: `images_not_supported`, with the place of the first image.
+    """
+    for index, message in enumerate(messages):
+        if isinstance(message.content, str):
+            continue
+        for position, part in enumerate(message.content):
+            if isinstance(part, ImagePart):
+                place = f"messages.{index}.content.{position}"
+                text = f"{place} is an image, and this model reads text only; send text or choose a vision model"
+                raise InvalidRequest("images_not_supported", text, place)
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return the text of a conversation by the model's own chat template, ready for the assistant's turn.
+
+    Raises:
+        InvalidRequest: `chat_template_missing`, or `chat_template_error` with what the template objects to.
+    """
+    if tokenizer.chat_template is None:
+        text = "this model has no chat template, so it cannot chat; POST /v1/completions works with it"
+        raise InvalidRequest("chat_template_missing", text, "model")
+    template = tokenizer.get_chat_template()
+    turns = [_turn(message, template) for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # the template is a program that came with the model: it can raise anything
+        text = f"the model's chat template refuses these messages: {error}; see which roles and order it takes"
+        raise InvalidRequest("chat_template_error", text, "messages") from error
+
+
+def answer_room(
+    loaded: LoadedModel, prompt_tokens: int, limit: int | None, params: tuple[str, str], default: int
+) -> int:
+    """Return how many tokens the answer may have.
+
+    Args:
+        loaded: whose context it is.
+        prompt_tokens: tokens of the prompt.
+        limit: what the request asks for, or None.
+        params: names of the request's fields for the limit and for the prompt.
+        default: the limit when the request names none.
+
+    Raises:
+        InvalidRequest: `context_length_exceeded`, with the numbers.
+    """
+    context = loaded.context_length
+    if context is None:
+        return limit or default
+    start = f"model '{loaded.source.id}' has a context of {context} tokens; {params[1]} has {prompt_tokens}"
+    if prompt_tokens >= context:
+        message = f"{start}, which leaves none for the answer; shorten {params[1]}"
+        raise InvalidRequest("context_length_exceeded", message, params[1])
+    rest = context - prompt_tokens
+    if limit is not None and limit > rest:
+        message = f"{start} and {params[0]} asks for {limit} more; ask for at most {rest} or shorten {params[1]}"
+        raise InvalidRequest("context_length_exceeded", message, params[0])
+    return limit or min(rest, default)
+
+
+def _requested_limit(request: ChatRequest) -> tuple[int | None, str]:
+    if request.max_completion_tokens is None:
+        return request.max_tokens, "max_tokens"
+    if request.max_tokens not in (None, request.max_completion_tokens):
+        text = f"max_tokens is {request.max_tokens}, max_completion_tokens is {request.max_completion_tokens}; give one"
+        raise InvalidRequest("conflicting_max_tokens", text, "max_tokens")
+    return request.max_completion_tokens, "max_completion_tokens"
+
+
+def _turn(message: Message, template: str) -> dict[str, str]:
+    """Only roles a template mentions reach it as they are: `developer` is OpenAI's newer word for `system`."""
+    role = "system" if message.role == "developer" and "developer" not in template else message.role
+    content = message.content
+    if not isinstance(content, str):
+        content = "\n".join(part.text for part in content if part.type == "text")
+    return {"role": role, "content": content} | ({"name": message.name} if message.name else {})
+
+
+def _completion_prompt(loaded: LoadedModel, prompt: str | list[int]) -> list[int]:
+    if isinstance(prompt, str):
+        tokens = list(loaded.tokenizer(prompt)["input_ids"])
+        if not tokens and loaded.tokenizer.bos_token_id is not None:
+            return [loaded.tokenizer.bos_token_id]
+        if not tokens:
+            raise InvalidRequest("empty_prompt", "prompt is empty; give at least one character", "prompt")
+        return tokens
+    for index, token in enumerate(prompt):
+        if token >= loaded.vocabulary:
+            place = f"prompt.{index}"
+            text = f"{place} is token {token}, and this model's vocabulary ends at {loaded.vocabulary - 1}"
+            raise InvalidRequest("invalid_token", text, place)
+    return prompt
