@@ -56,9 +56,12 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove a folder that may be gone already."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove a folder that may be gone already, or that another process is removing too."""
+    while folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            continue
 
 
 @dataclass(frozen=True)

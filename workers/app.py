@@ -1,0 +1,55 @@
+"""The Celery application: settings only. It carries ids; the database owns the jobs."""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_shutting_down
+
+from job_store.broker import REDIS_OPTIONS, VISIBILITY_SECONDS, broker_options
+from job_store.queue import QUEUES
+from job_store.settings import Settings
+from workers import logs, shutdown
+
+SETTINGS = Settings()
+
+app = Celery("workers", include=["workers.tasks"])
+app.conf.update(
+    task_queues=QUEUES,
+    task_default_queue=QUEUES[0].name,
+    task_create_missing_queues=False,  # a mistyped queue name fails instead of making a queue that nobody reads
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    task_track_started=True,
+    task_ignore_result=True,
+    task_serializer="json",
+    accept_content=["json"],  # a worker that accepts pickle runs whatever it is sent
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_soft_shutdown_timeout=60,
+    worker_redirect_stdouts=False,
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    visibility_timeout=VISIBILITY_SECONDS,
+    result_backend_transport_options={"visibility_timeout": REDIS_OPTIONS["visibility_timeout"]},
+    broker_url=SETTINGS.broker_url,
+)
+if SETTINGS.broker_url is not None:
+    app.conf.update(broker_options(SETTINGS.broker_url))
+
+
+@setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    logs.configure(SETTINGS.log_level)
+
+
+@worker_init.connect
+def _refuse_without_broker(**_: Any) -> None:
+    if SETTINGS.broker_url is None:
+        raise SystemExit("MODEPRESS_BROKER_URL is not set; set it to redis://… or start with `modepress up`")
+
+
+@worker_shutting_down.connect
+def _stop_jobs(**_: Any) -> None:
+    shutdown.request_stop()

@@ -1,0 +1,55 @@
+"""What the supervisor tells the job process (`job.json`), and what it gets back (`result.json`)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from api_schemas.base import Frozen
+from api_schemas.errors import ErrorBody
+from api_schemas.recipe import Recipe
+
+ARTIFACT = "artifact"
+RESULT = "result.json"
+
+EXIT_OK = 0
+EXIT_FAILED = 10  # result.json says why
+EXIT_CANCELLED = 11
+EXIT_DISK_FULL = 12  # there may be no room for a result.json
+
+
+class JobDescription(Frozen):
+    """Everything a job process needs; it opens no database and knows no broker."""
+
+    job_id: str
+    model: str
+    compressed_model: Annotated[str, Field(description="id that the artifact will be registered under")]
+    source: Annotated[str, Field(description="folder of the original checkpoint")]
+    recipe: Recipe
+    files: Annotated[dict[str, str], Field(description="uploaded texts: file id to path")]
+    roots: Annotated[tuple[str, ...], Field(description="folders that texts of source `file` may be read from")]
+    hub_offline: bool
+    threads: int
+
+
+class JobResult(Frozen):
+    """How a job process ended by itself."""
+
+    status: Literal["succeeded", "failed"]
+    report: dict[str, Any] | None
+    error: ErrorBody | None
+    peak_rss_bytes: int
+
+
+class FetchDescription(Frozen):
+    """What a download process is told."""
+
+    hub_id: str
+    revision: str | None
+    hub_offline: bool
+
+
+class FetchResult(Frozen):
+    """How a download ended: facts of a sound checkpoint, or an error."""
+
+    facts: dict[str, Any] | None
+    error: ErrorBody | None

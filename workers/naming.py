@@ -1,0 +1,30 @@
+"""Names of compressed models."""
+
+from collections.abc import Callable
+
+from api_schemas.methods import MethodConfig
+
+LONGEST = 128
+DIGITS = 6
+
+
+def compressed_name(
+    model: str, step: MethodConfig, suffix: str | None, job_id: str, taken: Callable[[str], bool]
+) -> str:
+    """Return `<model>-<suffix>-<hex of the job id>`, e.g. `smol-modegpt-20pct-portable-1f2e3d`.
+
+    Args:
+        model: id of the original.
+        step: the method step; it names the artifact when there is no suffix.
+        suffix: what the user wants the name to end with, before the digits.
+        job_id: its last 24 characters are random hex digits.
+        taken: whether a name belongs to another model; then more digits are used.
+    """
+    label = suffix or f"{step.method}-{100 * step.sparsity:g}pct-{step.layout}"
+    digits = job_id.rpartition("-")[2]
+    for count in (DIGITS, 2 * DIGITS, len(digits)):
+        tail = f"-{label}-{digits[:count]}"
+        name = model[: LONGEST - len(tail)] + tail
+        if not taken(name):
+            return name
+    raise ValueError(f"every name for the artifact of {job_id} is taken")
