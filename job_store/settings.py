@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     auth: Literal["required", "none"] = Field("required", description="none is for loopback only")
     max_upload_bytes: int = Field(200 * 10**9, gt=0, description="largest upload")
     max_part_bytes: int = Field(64 * MIB, gt=0, description="largest part of an upload")
+    max_file_bytes: int = Field(512 * MIB, gt=0, description="largest file in one POST /v1/files; uploads take more")
     max_body_bytes: int = Field(8 * MIB, gt=0, description="largest JSON body")
     upload_ttl_seconds: int = Field(7 * 86400, gt=0, description="a pending upload expires after this")
     model_roots: str = Field("", description="folders a user may register models and text from, joined by ':'")

@@ -1,0 +1,74 @@
+"""The API: enqueues and reads, nothing else.  `python -m uvicorn service.app:create_app --factory`"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from job_store.database import upgrade
+from job_store.reaper import Reaper
+from job_store.settings import Settings
+from service import errors
+from service.auth import BEARER, Authentication, require_safe_address
+from service.context import RequestContext
+from service.deps import Stores, make_stores
+from service.limits import BodyLimit
+from service.openapi import ERRORS
+from service.routes import files, health, inference, jobs, metrics, models, plans, uploads
+
+ROUTERS = (uploads.router, files.router, models.router, plans.router, jobs.router, inference.router)
+OPEN_ROUTERS = (health.router, metrics.router)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; settings come from the environment unless given.
+
+    Raises:
+        InvalidRequest: `auth_required`: strangers could reach it without a key.
+    """
+    settings = settings or Settings()
+    require_safe_address(settings)
+    stores = make_stores(settings)
+    app = FastAPI(
+        title="Modepress",
+        version=version("modepress"),
+        description="Shrinks language models and serves them. Every error is OpenAI's four-key `error` object.",
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.stores = stores
+    guarded = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)], responses=ERRORS)
+    for router in ROUTERS:
+        guarded.include_router(router)
+    app.include_router(guarded)
+    for router in OPEN_ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(Authentication, keys=stores.keys, settings=settings)
+    app.add_middleware(RequestContext, metrics=stores.metrics)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    stores: Stores = app.state.stores
+    await run_in_threadpool(_prepare, stores)
+    reaper = Reaper(stores.engine, stores.settings)
+    reaper.start()
+    try:
+        yield
+    finally:
+        await run_in_threadpool(reaper.stop)
+        await stores.inference.aclose()
+        stores.engine.dispose()
+
+
+def _prepare(stores: Stores) -> None:
+    stores.layout.prepare()
+    upgrade(stores.engine)
+    stores.uploads.sweep()
+    stores.files.sweep(older_than=stores.settings.upload_ttl_seconds)

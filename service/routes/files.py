@@ -1,0 +1,65 @@
+"""`/v1/files`: what is stored, found by id or by digest."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import FileResponse, Response
+
+from api_schemas.errors import NotFound
+from api_schemas.files import FileObject, Purpose
+from api_schemas.listing import Page
+from api_schemas.models import Deleted
+from service.deps import StoresOf
+from service.openapi import BYTES, FILE_BODY
+from service.receiving import receive_file
+
+router = APIRouter(prefix="/files", tags=["files"])
+Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hexadecimal")]
+
+
+@router.post("", openapi_extra=FILE_BODY)
+async def create_file(request: Request, stores: StoresOf) -> FileObject:
+    """Send one small file: multipart fields `file` and `purpose`."""
+    return await receive_file(stores, request)
+
+
+@router.get("")
+def list_files(
+    stores: StoresOf,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    purpose: Purpose | None = None,
+) -> Page[FileObject]:
+    """List files, newest first."""
+    return stores.files.list(after=after, limit=limit, purpose=purpose)
+
+
+@router.head("/sha256/{digest}", response_class=Response)
+@router.get("/sha256/{digest}")
+def find_file(digest: Digest, stores: StoresOf, response: Response) -> FileObject:
+    """Ask whether these bytes are stored already; header `x-file-id` names a file that has them."""
+    file = stores.files.find(digest)
+    if file is None:
+        raise NotFound("file_not_found", f"no stored file has SHA-256 {digest}; upload it", "digest")
+    response.headers["x-file-id"] = file.id
+    return file
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, stores: StoresOf) -> FileObject:
+    """Read a file's record."""
+    return stores.files.get(file_id)
+
+
+@router.get("/{file_id}/content", response_class=FileResponse, responses=BYTES)
+def get_content(file_id: str, stores: StoresOf) -> FileResponse:
+    """Download a file's bytes."""
+    name = stores.files.get(file_id).filename
+    return FileResponse(stores.files.path_of(file_id), media_type="application/octet-stream", filename=name)
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, stores: StoresOf) -> Deleted:
+    """Delete a file; models registered from it keep their bytes. Refused while a job still needs it as text."""
+    stores.files.delete(file_id)
+    return Deleted(id=file_id, object="file")
