@@ -16,7 +16,6 @@ from types import FrameType
 import psutil
 
 from api_schemas.errors import Conflict, Unavailable
-from modepress.stack_part import Part
 from modepress.stack_plan import StackPlan
 
 POLL_SECONDS = 0.2
@@ -43,17 +42,17 @@ class Stack:
     def run(self, on_ready: Callable[[dict[str, object]], None]) -> None:
         """Start everything, call `on_ready`, and supervise until Ctrl-C or SIGTERM; then stop everything.
 
+        The caller holds `only_one` of the data folder.
+
         Raises:
-            Conflict: another `up` runs on this data folder.
             Unavailable: a part did not come up; its last words are in the message.
         """
         if sys.platform == "linux":  # grandchildren whose parent died become ours, so that none is left behind
             ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        with _only_one(self.plan.home), self._signals():
+        with self._signals():
             try:
-                for part in self.plan.parts:
-                    if not self._start(part):
-                        return
+                if not (self._start("broker") and self._start("api", "inference", "worker")):
+                    return
                 state = self._write_state()
                 on_ready(state)
                 while not self._stop.wait(POLL_SECONDS):
@@ -62,21 +61,22 @@ class Stack:
             finally:
                 self._shut_down()
 
-    def _start(self, part: Part) -> bool:
-        """Start a part and wait until it is ready; False when the user stopped the stack meanwhile."""
-        part.start()
-        tries, deadline = 1, time.monotonic() + START_SECONDS
-        while not part.ready():
+    def _start(self, *names: str) -> bool:
+        """Start parts and wait until all are ready; False when the user stopped the stack meanwhile."""
+        waiting = [part for part in self.plan.parts if part.name in names]
+        for part in waiting:
+            part.start()
+        deadline = time.monotonic() + START_SECONDS
+        while waiting := [part for part in waiting if not part.ready()]:
             if self._stop.wait(POLL_SECONDS):
                 return False
-            died = part.pid is None
-            if (died and tries == START_TRIES) or time.monotonic() > deadline:
-                what = "died" if died else f"was not ready within {START_SECONDS:g} s"
-                raise Unavailable(
-                    "stack_part_failed", f"{part.name} {what}; the end of {part.log}:\n{part.last_words()}"
-                )
-            if part.watch(self._say):
-                tries += 1
+            for part in waiting:
+                died = part.pid is None
+                if (died and part.starts >= START_TRIES) or time.monotonic() > deadline:
+                    what = "died" if died else f"was not ready within {START_SECONDS:g} s"
+                    message = f"{part.name} {what}; the end of {part.log}:\n{part.last_words()}"
+                    raise Unavailable("stack_part_failed", message)
+                part.watch(self._say)
         return True
 
     def _write_state(self) -> dict[str, object]:
@@ -122,8 +122,12 @@ class Stack:
 
 
 @contextlib.contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    """Hold the data folder's lock; the kernel lets go of it when this process ends, however it ends."""
+def only_one(home: Path) -> Iterator[None]:
+    """Hold the data folder's lock; the kernel lets go of it when this process ends, however it ends.
+
+    Raises:
+        Conflict: another `up` runs on this data folder.
+    """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (home / "stack.lock").open("w") as lock:
         try:

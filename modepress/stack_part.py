@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 LEASH = Path(__file__).parent / "leash.py"
@@ -37,7 +37,8 @@ class Part:
     failures: int = 0
     started_at: float = 0.0
     next_start: float = 0.0
-    log_start: int = field(default=0)
+    starts: int = 0
+    log_start: int = 0
 
     def start(self) -> None:
         """Start the process. Must be called from the main thread: Linux's leash is bound to the starting thread."""
@@ -55,6 +56,7 @@ class Part:
                 start_new_session=True,
             )
         self.started_at = time.monotonic()
+        self.starts += 1
 
     @property
     def pid(self) -> int | None:

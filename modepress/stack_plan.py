@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
+from kombu.exceptions import OperationalError
 
 from api_schemas.errors import InvalidRequest
+from job_store.queue import sender
 from job_store.settings import Settings
 from modepress import broker_server
 from modepress.ports import port_to_use
@@ -126,14 +128,14 @@ class _Maker:
 
     def worker(self) -> Part:
         command = (sys.executable, "-m", "celery", "-A", "workers.app:app", "worker", "-c", "1", "--pool", "prefork")
-        part = self.part("worker", command, lambda: b" ready." in _logged(part))
-        return part
+        return self.part("worker", command, self._worker_answers)
 
-
-def _logged(part: Part) -> bytes:
-    with part.log.open("rb") as log:
-        log.seek(part.log_start)
-        return log.read()
+    def _worker_answers(self) -> bool:
+        app = sender(self.environment["MODEPRESS_BROKER_URL"])
+        try:
+            return bool(app.control.ping(timeout=1.0))
+        except OperationalError:
+            return False
 
 
 def _api_command(host: str, port: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from modepress import output
 from modepress.address import home as default_home
 from modepress.commands.options import AsJson
 from modepress.doctor import examine
-from modepress.stack import Stack
+from modepress.stack import Stack, only_one
 from modepress.stack_plan import plan_stack
 
 Home = Annotated[
@@ -31,17 +31,21 @@ def up(
     """
     said: dict[str, Any] = {"home": home or default_home(), "host": host, "port": port}
     settings = Settings(**{name: value for name, value in said.items() if value is not None})
-    plan = plan_stack(settings)
-    for notice in plan.notices:
-        output.err.print(f"note: {notice}")
-    names = ", ".join(part.name for part in plan.parts)
-    output.err.print(f"starting {names} on {plan.home}")
 
     def on_ready(state: dict[str, object]) -> None:
         output.show(state, as_json=as_json, human=lambda: _ready_lines(state))
 
-    Stack(plan, output.err.print).run(on_ready)
-    output.err.print("stopped")
+    with only_one(settings.resolved_home):
+        plan = plan_stack(settings)
+        for notice in plan.notices:
+            _say(f"note: {notice}")
+        _say(f"starting {', '.join(part.name for part in plan.parts)} on {plan.home}")
+        Stack(plan, _say).run(on_ready)
+    _say("stopped")
+
+
+def _say(line: str) -> None:
+    output.err.print(line, markup=False, soft_wrap=True)
 
 
 def _ready_lines(state: dict[str, object]) -> str:
