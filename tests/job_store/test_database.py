@@ -29,10 +29,14 @@ def test_upgrade_by_many_at_once_and_again(database_url: str) -> None:
 
 
 def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
-    with pytest.raises(RuntimeError, match="halfway"), writing(engine) as session:
-        session.add(IdempotencyRow(key="k", created_at=0.0, fingerprint="f", job_id=None))
-        session.flush()
-        raise RuntimeError("halfway")
+    def fail_halfway() -> None:
+        with writing(engine) as session:
+            session.add(IdempotencyRow(key="k", created_at=0.0, fingerprint="f", job_id=None))
+            session.flush()
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_halfway()
     with reading(engine) as session:
         assert session.get(IdempotencyRow, "k") is None
 

@@ -2,7 +2,6 @@
 
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -55,7 +54,7 @@ def test_a_claim_carries_what_a_worker_needs(leases: LeaseStore, store: JobStore
     assert (job.status, job.attempt, job.started_at) == ("running", 1, 1_000_000)
 
 
-def test_a_held_an_unknown_and_an_ended_job_are_not_to_be_had(leases: LeaseStore, store: JobStore, job_id: str) -> None:
+def test_a_held_an_unknown_and_an_ended_job_are_not_to_be_had(leases: LeaseStore, job_id: str) -> None:
     assert leases.claim("job-none", "w", LEASE) is None
     leases.claim(job_id, "w", LEASE)
     assert leases.claim(job_id, "v", LEASE) is None
@@ -258,7 +257,7 @@ def test_sequence_numbers_have_no_gaps_under_contention(leases: LeaseStore, stor
 
 @pytest.mark.parametrize("current", sorted(ALLOWED))
 @pytest.mark.parametrize("to", sorted(ALLOWED))
-def test_only_allowed_steps_are_taken(tmp_path: Path, current: str, to: str) -> None:
+def test_only_allowed_steps_are_taken(current: str, to: str) -> None:
     row = JobRow(id="job-x", status=current, next_sequence=1)
     with reading(make_engine("sqlite://")) as session:
         if to in ALLOWED[current]:

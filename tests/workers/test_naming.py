@@ -1,0 +1,32 @@
+"""Names of artifacts."""
+
+import pytest
+from pydantic import TypeAdapter
+
+from api_schemas.methods import MethodConfig
+from api_schemas.models import ModelName
+from workers.naming import compressed_name
+
+JOB = "job-0123456789abcdef01234567"
+STEP: MethodConfig = TypeAdapter(MethodConfig).validate_python({"method": "modegpt", "sparsity": 0.2})
+
+
+def name(model: str = "smol", suffix: str | None = None, taken: frozenset[str] = frozenset()) -> str:
+    made = compressed_name(model, STEP, suffix, JOB, taken.__contains__)
+    return TypeAdapter(ModelName).validate_python(made)
+
+
+def test_the_method_or_the_suffix_names_it() -> None:
+    assert name() == "smol-modegpt-20pct-portable-012345"
+    assert name(suffix="mine") == "smol-mine-012345"
+
+
+def test_a_long_name_is_cut_so_that_the_digits_stay() -> None:
+    assert len(name(model="m" * 128, suffix="s" * 64)) == 128
+    assert name(model="m" * 128, suffix="s" * 64).endswith("-" + "s" * 64 + "-012345")
+
+
+def test_a_taken_name_gets_more_digits() -> None:
+    assert name(taken=frozenset({name()})) == "smol-modegpt-20pct-portable-0123456789ab"
+    with pytest.raises(ValueError, match="every name"):
+        compressed_name("smol", STEP, None, JOB, lambda _: True)
