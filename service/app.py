@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from job_store.database import upgrade
@@ -39,10 +39,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.stores = stores
-    guarded = APIRouter(prefix="/v1", dependencies=[Depends(BEARER)], responses=ERRORS)
     for router in ROUTERS:
-        guarded.include_router(router)
-    app.include_router(guarded)
+        app.include_router(router, dependencies=[Depends(BEARER)], responses=ERRORS)
     for router in OPEN_ROUTERS:
         app.include_router(router)
     errors.install(app)

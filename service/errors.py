@@ -99,9 +99,11 @@ def explain(error: RequestValidationError) -> tuple[int, ErrorBody]:
         message = f"{where} is missing; add it"
     elif code == "unknown_field":
         message = f"{where} is not a field of this request (value {_shown(worst['input'])}); remove it"
+    elif worst["type"] == "value_error":  # a sentence of our own, which names the values
+        message = f"{where}: {detail}"
     else:
         message = f"{where}: {detail[:1].lower()}{detail[1:]}, not {_shown(worst['input'])}"
-    others = len({path for path, _ in paths}) - 1
+    others = len({other for other, _ in paths if other != path[: len(other)]})
     if others > 0:
         message += f" (and {others} more)"
     return 422, ErrorBody(message=message, type="invalid_request_error", param=param, code=code)

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from python_multipart import MultipartParser
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api_schemas.errors import InvalidRequest
 from job_store.landing import Landing
 from job_store.settings import MIB
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 TEXT_BYTES = 1024
 HEADER_BYTES = 8192
@@ -78,7 +82,7 @@ class _Reader:
         self.seen: set[str] = set()
         self.ended = False
 
-    def callbacks(self) -> MultipartCallbacks:
+    def callbacks(self) -> "MultipartCallbacks":
         """Return what the parser calls."""
         return {
             "on_part_begin": self._headers.clear,

@@ -13,7 +13,7 @@ from service.deps import StoresOf
 from service.openapi import BYTES, FILE_BODY
 from service.receiving import receive_file
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"])
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hexadecimal")]
 
 
@@ -34,7 +34,7 @@ def list_files(
     return stores.files.list(after=after, limit=limit, purpose=purpose)
 
 
-@router.head("/sha256/{digest}", response_class=Response)
+@router.head("/sha256/{digest}", include_in_schema=False)
 @router.get("/sha256/{digest}")
 def find_file(digest: Digest, stores: StoresOf, response: Response) -> FileObject:
     """Ask whether these bytes are stored already; header `x-file-id` names a file that has them."""

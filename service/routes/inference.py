@@ -7,7 +7,7 @@ from service.deps import StoresOf
 from service.forwarding import forward
 from service.openapi import ANSWERED
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"])
 
 
 @router.post("/chat/completions", response_class=Response, responses=ANSWERED)

@@ -14,7 +14,7 @@ from service.job_filter import metadata_of
 from service.openapi import METADATA_FILTER, REPLAYED, STREAMED
 from service.submission import submit
 
-router = APIRouter(prefix="/compression/jobs", tags=["compression"])
+router = APIRouter(prefix="/v1/compression/jobs", tags=["compression"])
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=256)]
 
 

@@ -8,7 +8,7 @@ from api_schemas.listing import Page
 from api_schemas.models import Deleted, Model, ModelRequest
 from service.deps import StoresOf
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"])
 DOWNLOADING: dict[int | str, dict[str, Any]] = {202: {"model": Model, "description": "A worker downloads it"}}
 
 

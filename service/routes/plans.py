@@ -6,7 +6,7 @@ from api_schemas.plans import Plan, PlanRequest
 from service.deps import StoresOf
 from service.submission import plan
 
-router = APIRouter(prefix="/compression/plans", tags=["compression"])
+router = APIRouter(prefix="/v1/compression/plans", tags=["compression"])
 
 
 @router.post("")

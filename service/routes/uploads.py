@@ -10,7 +10,7 @@ from service.deps import StoresOf
 from service.openapi import PART_BODY
 from service.receiving import receive_part
 
-router = APIRouter(prefix="/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 
 @router.post("")
