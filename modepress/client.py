@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from api_schemas.errors import Conflict
 from api_schemas.events import JobEvent
 from api_schemas.files import FileObject, Purpose
 from api_schemas.jobs import TERMINAL, Job, JobRequest
@@ -28,7 +29,7 @@ from api_schemas.plans import Plan, PlanRequest
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
 from modepress import chatting, event_stream, model_folder, uploads
-from modepress.api_error import Unreachable
+from modepress.api_error import ModepressApiError, Unreachable
 from modepress.chatting import ChatAnswer, ChatPiece, Messages
 from modepress.connection import Connection
 
@@ -91,14 +92,28 @@ class Client:
 
         Raises:
             InvalidRequest: the folder is missing or holds no safetensors file.
+            Conflict: the server has a model of this name already; nothing was sent.
         """
         root = Path(folder).expanduser().resolve()
+        wanted = name or root.name
+        contents = model_folder.look_into(root)
+        self._require_free(wanted)
         told: OnProgress = on_progress or (lambda _name, _bytes: None)
         files = list[ModelFile]()
-        for file in model_folder.look_into(root).files:
+        for file in contents.files:
             file_id = self._ensure_stored(file.path, file.name, "model", partial(told, file.name))
             files.append(ModelFile(file_id=file_id, path=file.name))
-        return self.register(ModelRequest(name=name or root.name, files=tuple(files)))
+        return self.register(ModelRequest(name=wanted, files=tuple(files)))
+
+    def _require_free(self, name: str) -> None:
+        """Say before an upload of hours, not after it, that the name is taken."""
+        try:
+            self.model(name)
+        except ModepressApiError as error:
+            if error.status != 404:
+                raise
+        else:
+            raise Conflict("model_exists", f"name {name!r} is taken; models are immutable: choose another name", "name")
 
     def upload(self, path: str | Path, *, purpose: Purpose = "calibration") -> str:
         """Upload one file, unless the server has it, and return its id."""

@@ -13,7 +13,7 @@ def follow(client: Client, job_id: str, *, console: Console, quiet: bool) -> Job
     if quiet:
         return client.wait(job_id)
     if not console.is_terminal:
-        return client.wait(job_id, on_event=lambda event: console.print(line(event)))
+        return client.wait(job_id, on_event=lambda event: console.print(line(event), soft_wrap=True, markup=False))
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("queued", total=100.0)
@@ -22,7 +22,7 @@ def follow(client: Client, job_id: str, *, console: Console, quiet: bool) -> Job
             percent = event.data.get("percent")
             progress.update(task, description=event.message, completed=percent)
             if event.level != "info":
-                progress.console.print(line(event))
+                progress.console.print(line(event), soft_wrap=True, markup=False)
 
         return client.wait(job_id, on_event=on_event)
 

@@ -35,7 +35,8 @@ def show(value: Any, *, as_json: bool, human: Callable[[], RenderableType]) -> N
         write_json(value)
     else:
         # Made at each call: the width is the terminal's now, and tests swap stdout.
-        Console(highlight=False).print(human())
+        shown = human()
+        Console(highlight=False).print(shown, soft_wrap=isinstance(shown, str), markup=False)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:

@@ -46,11 +46,13 @@ class Journal:
 
 def stored_file(connection: Connection, sha256: str) -> str | None:
     """Return the id of the stored file with this digest, if the server has one."""
-    response = connection.send("HEAD", f"/v1/files/sha256/{sha256}", repeatable=True)
+    path = f"/v1/files/sha256/{sha256}"
+    response = connection.send("HEAD", path, repeatable=True)
+    if not response.is_success and response.status_code != 404:
+        response = connection.send("GET", path, repeatable=True)  # a HEAD answer has no body to explain itself with
     if response.status_code == 404:
         return None
-    if not response.is_success:  # a HEAD answer has no body to explain itself with: ask again with one
-        raise_for(connection.send("GET", f"/v1/files/sha256/{sha256}", repeatable=True))
+    raise_for(response)
     return str(response.headers["x-file-id"])
 
 

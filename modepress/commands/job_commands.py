@@ -5,7 +5,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from api_schemas.jobs import Job
 from modepress import output
@@ -79,7 +79,8 @@ def compress(
         if not wait:
             output.show(job, as_json=as_json, human=lambda: job_lines(job))
             return
-        output.err.print(f"job {job.id}; it goes on when you leave: modepress events {job.id} --follow")
+        note = f"job {job.id}; when you leave it goes on, and `modepress events {job.id} --follow` takes it up again"
+        output.err.print(note, soft_wrap=True)
         ended = follow_job(client, job.id, console=output.err, quiet=as_json)
         has_report = ended.status == "succeeded" or (ended.error is not None and ended.error.code == "quality_gate")
         found = client.report(job.id) if has_report else None
@@ -87,7 +88,7 @@ def compress(
         output.write_json({"job": ended, "report": found})
     else:
         console = Console(highlight=False)
-        console.print(job_lines(ended))
+        console.print(job_lines(ended), soft_wrap=True, markup=False)
         if found is not None:
             console.print(report_table(found))
     raise typer.Exit(of_job(ended.status, ended.error.code if ended.error else None))
@@ -156,7 +157,7 @@ def report(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: Api
     output.show(found, as_json=as_json, human=lambda: report_table(found))
 
 
-def job_lines(job: Job) -> RenderableType:
+def job_lines(job: Job) -> str:
     """A job in a few lines."""
     where = f" ({job.progress.stage}, {job.progress.percent:.0f} %)" if job.status == "running" else ""
     lines = [f"job {job.id}: {job.status}{where}, model {job.model}"]
