@@ -62,6 +62,14 @@ def scan(folder: Path) -> FolderContents:
     )
 
 
+def _is_folder(path: Path) -> bool:
+    """As Path.is_dir, but a folder that may not be looked at is an OSError, not an absent one."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def _walk(folder: Path, prefix: str, depth: int, found: list[str]) -> None:
     if depth > MAX_DEPTH:
         raise InvalidCheckpoint("too_many_files", f"{prefix} is nested deeper than {MAX_DEPTH} folders", prefix)
