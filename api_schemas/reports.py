@@ -70,7 +70,9 @@ class BlockReport(Frozen):
     block_influence: float
     sparsity: Annotated[float, Field(description="fraction of this block's parameters removed")]
     parameters: CountBeforeAfter
-    relative_output_error: Annotated[float, Field(description="of the block's output against the original block's")]
+    relative_output_error: Annotated[
+        float, Field(description="‖ŷ − y‖/‖y − x‖ on the first calibration chunk: what is lost of what the block adds")
+    ]
     seconds: float
     modules: tuple[ModuleReport, ...]
 

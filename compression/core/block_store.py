@@ -49,7 +49,7 @@ class FolderBlockStore:
         if hashlib.sha256(tensors.read_bytes()).hexdigest() != facts["sha256"]:
             return None
         with safe_open(tensors, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            state = {name: file.get_tensor(name) for name in file.keys()}
         return BlockResult(index=index, state=state, report=BlockReport.model_validate(facts["report"]))
 
     def put(self, result: BlockResult) -> None:

@@ -1,12 +1,15 @@
 """What the algorithms are handed from outside: a sink for progress and a store for finished blocks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from api_schemas.events import ProgressEvent
-from api_schemas.reports import BlockReport
+from api_schemas.plans import BlockShape
+from api_schemas.reports import BlockReport, ModuleReport
+from compression.core.statistics import BlockStatistics
 
 
 class Cancelled(Exception):
@@ -44,3 +47,24 @@ class BlockStore(Protocol):
 
     def put(self, result: BlockResult) -> None:
         """Keep a finished block; it survives a kill once this returns."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a method makes of one block: its tensors in storage dtype, and what each part lost."""
+
+    state: dict[str, Tensor]
+    modules: tuple[ModuleReport, ...]
+
+
+class Method(Protocol):
+    """A paper, as the blockwise walk calls it."""
+
+    stage: ClassVar[str]
+    shapes: Sequence[BlockShape]
+
+    def scaling(self, index: int) -> float:
+        """Scale of the attention logits that the narrowed block expects."""
+
+    def solve(self, index: int, state: dict[str, Tensor], statistics: BlockStatistics) -> Solution:
+        """Narrow one block's tensors to the planned shape."""

@@ -16,6 +16,8 @@ from compression.runtime.models import resize_block_
 from preflight.families import Family
 from preflight.safetensors_header import TensorEntry, read_header
 
+DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the configuration says already; stock code ignores it
+
 
 def tensors_of(folder: Path) -> dict[str, TensorEntry]:
     """All tensors of a model folder by name."""
@@ -37,7 +39,8 @@ class StreamedModel:
             tensors: its headers, where they were read before.
         """
         self.folder, self.family = folder, family
-        self.tensors = dict(tensors) if tensors is not None else tensors_of(folder)
+        found = dict(tensors) if tensors is not None else tensors_of(folder)
+        self.tensors = {name: entry for name, entry in found.items() if not name.endswith(DERIVED)}
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -47,6 +50,12 @@ class StreamedModel:
         rotary = self._skeleton.get_submodule(family.rotary)
         self._rotary = type(rotary)(rotary.config)
         self._blocks = self._skeleton.get_submodule(family.blocks)
+
+    @property
+    def inverse_frequencies(self) -> Tensor:
+        """Rotary frequencies `[head_dim / 2]` in radians per position, scaling included."""
+        frequencies: Tensor = self._rotary.inv_freq
+        return frequencies
 
     @property
     def blocks(self) -> int:

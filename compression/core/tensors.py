@@ -1,4 +1,4 @@
-"""Reading tensors from safetensors files one at a time, by plain reads: nothing stays mapped, so memory is what it says."""
+"""Tensors from safetensors files, one at a time, by plain reads: nothing stays mapped, so memory is what it says."""
 
 import torch
 from torch import Tensor

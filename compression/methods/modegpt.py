@@ -19,12 +19,21 @@ Where this differs from the paper, and why (all equal to it in exact arithmetic 
     bias exactly; under grouped-query attention all heads of a group share one subspace, found jointly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.plans import BlockShape
+from api_schemas.reports import ModuleReport
 from compression.core.linalg import factorize
+from compression.core.protocols import Solution
+from compression.core.statistics import BlockStatistics
+from preflight.families import Family
+from preflight.families.spec import Dimensions
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Nystrom:
 def leverage_scores(C: Tensor, ridge: float) -> Tensor:
     """Ridge leverage scores `[C (C + λI)⁻¹]_ii`, λ = ridge · mean(diag C).
 
-    >>> leverage_scores(torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64)), 0.5).tolist()
+    >>> [round(s, 12) for s in leverage_scores(torch.diag(torch.tensor([3.0, 1.0]).double()), 0.5).tolist()]
     [0.75, 0.5]
     """
     scale = ridge * C.diagonal().mean()
@@ -69,22 +78,6 @@ def nystrom(C: Tensor, D: Tensor, width: int, ridge: float) -> Nystrom:
     # ‖aDᵀ − a_J D'ᵀ‖² = tr(DCDᵀ) − 2 tr(D'C_J:Dᵀ) + tr(D'C_JJD'ᵀ); exact for damped solutions too
     lost = whole - 2 * torch.sum(down.T * target) + torch.sum((down @ C[kept][:, kept]) * down)
     return Nystrom(kept, down, float((lost.clamp_min(0) / whole.clamp_min(1e-300)).sqrt()), factor.damping)
-
-
-def pair_scores(query_energy: Tensor, key_energy: Tensor) -> Tensor:
-    """Scores of rotary pairs, `√(E_k(p) Σ_heads E_q(p))`, per key/value head (Algorithm 2, rotate-half layout).
-
-    Args:
-        query_energy: `[kv_heads, group, d_h]`.
-        key_energy: `[kv_heads, d_h]`.
-
-    Returns:
-        `[kv_heads, d_h / 2]`; channel j is paired with j + d_h/2, and a pair's energy is their sum.
-    """
-    half = key_energy.shape[-1] // 2
-    of_query = (query_energy[..., :half] + query_energy[..., half:]).sum(dim=1)
-    of_key = key_energy[..., :half] + key_energy[..., half:]
-    return (of_query * of_key).sqrt()
 
 
 def keep_pairs(scores: Tensor, rank: int) -> Tensor:
@@ -133,3 +126,119 @@ def value_output(G: Tensor, O: Tensor, rank: int) -> ValueOutput:  # noqa: E741 
     basis = torch.linalg.solve_triangular(R, kept, upper=True)
     output = (kept.T @ M).reshape(rank, O.shape[0], O.shape[1]).permute(1, 2, 0)
     return ValueOutput(basis, output, float(energy[rank:].sum()), float(energy.sum()), factor.damping)
+
+
+class Modegpt:
+    """The method as the blockwise walk calls it: narrows one block's tensors to a planned shape."""
+
+    stage: ClassVar[str] = "structure"
+
+    def __init__(
+        self,
+        config: ModegptConfig,
+        family: Family,
+        size: Dimensions,
+        shapes: Sequence[BlockShape],
+        shared_pairs: Tensor | None = None,
+    ) -> None:
+        """Fix who gets which width before the first block.
+
+        Args:
+            config: the recipe's step.
+            family: names of the parts.
+            size: the original model's sizes.
+            shapes: one per block.
+            shared_pairs: `[rank / 2]` rotary pairs for all heads and blocks; None chooses per head.
+        """
+        self.config, self.family, self.size, self.shapes = config, family, size, shapes
+        self.shared_pairs = shared_pairs
+
+    def scaling(self, index: int) -> float:
+        """Scale of the attention logits that the narrowed block expects.
+
+        Layout `portable` runs in stock code, which divides by √rank: `solve` folds √(rank/d_h) into the query.
+        """
+        width = self.shapes[index].query_key_rank if self.config.layout == "portable" else self.size.head_dim
+        return float(width**-0.5)
+
+    def solve(self, index: int, state: dict[str, Tensor], statistics: BlockStatistics) -> Solution:
+        """Narrow one block.
+
+        Args:
+            index: which block.
+            state: its original tensors in storage dtype, named relative to it.
+            statistics: of its calibration activations.
+
+        Returns:
+            The narrowed tensors in storage dtype, and what each part lost.
+        """
+        new = dict(state)
+        reports = [
+            self._query_key(self.shapes[index], new, statistics),
+            self._value_output(self.shapes[index], new, statistics),
+            self._mlp(self.shapes[index], new, statistics),
+        ]
+        return Solution(new, tuple(reports))
+
+    def _query_key(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
+        size, names, rank = self.size, self.family.attention, shape.query_key_rank
+        scores = statistics.pair_scores()
+        if self.shared_pairs is not None:
+            pairs = self.shared_pairs.expand(size.kv_heads, -1)
+        else:
+            pairs = keep_pairs(scores, rank)
+        kept = scores.gather(-1, pairs).square().sum() / scores.square().sum().clamp_min(1e-300)
+        channels = channels_of(pairs, size.head_dim)
+        fold = (rank / size.head_dim) ** 0.5 if self.config.layout == "portable" else 1.0
+        for linear, heads, per_group in ((names.query, size.heads, size.group), (names.key, size.kv_heads, 1)):
+            index = channels.repeat_interleave(per_group, dim=0)  # one row of channels per head
+            for kind in ("weight", "bias"):
+                name = f"{linear}.{kind}"
+                if name in state:
+                    rows = state[name].reshape(heads, size.head_dim, -1)
+                    chosen = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+                    if linear == names.query and fold != 1.0:
+                        chosen = (chosen.double() * fold).to(rows.dtype)
+                    state[name] = chosen.reshape(heads * rank, *state[name].shape[1:])
+        state[f"{names.query.rpartition('.')[0]}.rotary_pairs"] = pairs.contiguous().clone()
+        error = float((1 - kept).clamp_min(0).sqrt())
+        return _report("query_key", size.head_dim, rank, error, 0.0)
+
+    def _value_output(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
+        size, names, rank = self.size, self.family.attention, shape.value_output_rank
+        if rank == size.head_dim:
+            return _report("value_output", rank, rank, 0.0, 0.0)
+        value, output = f"{names.value}.weight", f"{names.output}.weight"
+        bias = f"{names.value}.bias"
+        V = state[value].double().reshape(size.kv_heads, size.head_dim, -1)
+        O = state[output].double().reshape(size.hidden, size.kv_heads, size.group, size.head_dim)  # noqa: E741
+        solved = [value_output(G, O[:, head].transpose(0, 1), rank) for head, G in enumerate(statistics.value.mean())]
+        basis = torch.stack([one.basis for one in solved])
+        new_output = torch.stack([one.output for one in solved])  # [kv_heads, g, d, rank]
+        dtype = state[value].dtype
+        state[value] = torch.einsum("hcr,hcd->hrd", basis, V).reshape(-1, size.hidden).to(dtype)
+        if bias in state:
+            b = state[bias].double().reshape(size.kv_heads, size.head_dim)
+            state[bias] = torch.einsum("hcr,hc->hr", basis, b).reshape(-1).to(dtype)
+        state[output] = new_output.permute(2, 0, 1, 3).reshape(size.hidden, -1).to(state[output].dtype)
+        error = (sum(one.lost for one in solved) / max(sum(one.whole for one in solved), 1e-300)) ** 0.5
+        return _report("value_output", size.head_dim, rank, error, max(one.damping for one in solved))
+
+    def _mlp(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
+        size, names, width = self.size, self.family.mlp, shape.mlp_width
+        if width == size.mlp_width:
+            return _report("mlp", width, width, 0.0, 0.0)
+        down = f"{names.down}.weight"
+        solved = nystrom(statistics.mlp.mean()[0], state[down].double(), width, self.config.ridge)
+        state[down] = solved.down.to(state[down].dtype)
+        for linear in (names.gate, names.up):
+            for name in (f"{linear}.weight", f"{linear}.bias"):
+                if name in state:
+                    state[name] = state[name][solved.kept]
+        return _report("mlp", size.mlp_width, width, solved.relative_error, solved.damping)
+
+
+def _report(module: str, before: int, after: int, error: float, damping: float) -> ModuleReport:
+    return ModuleReport(
+        module=module, width_before=before, width_after=after, relative_output_error=error, damping=damping
+    )

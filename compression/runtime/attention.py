@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward, rotate_half
 
 
 class ReducedAttention(nn.Module):

@@ -1,0 +1,95 @@
+"""`python -m compression SOURCE TARGET --recipe recipe.json --report report.json`: the same, without the service.
+
+Exit status: 0 done, 2 refused (bad model, recipe, text or arguments), 4 failed, 5 the quality gate failed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow torch down 16-fold beside a busy process
+
+from pydantic import ValidationError
+
+from api_schemas.errors import ErrorResponse, JobFailed, ModepressError
+from api_schemas.events import ProgressEvent
+from api_schemas.recipe import Recipe
+from compression.core.block_store import write_durably
+from compression.pipeline import GateFailed, compress
+
+
+class _Terminal:
+    """Prints each event on standard error."""
+
+    def emit(self, event: ProgressEvent) -> None:
+        """Write one line."""
+        sys.stderr.write(f"{event.percent:5.1f}%  {event.stage}: {event.message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one compression; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m compression", description=__doc__.split("\n\n", 1)[0])
+    parser.add_argument("source", type=Path, help="model folder: config.json, safetensors, tokenizer")
+    parser.add_argument("target", type=Path, help="folder to create")
+    parser.add_argument("--recipe", type=Path, required=True, help="recipe as JSON")
+    parser.add_argument("--report", type=Path, required=True, help="where the report is written")
+    parser.add_argument("--blocks", type=Path, help="where finished blocks are kept; default is beside the target")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    asked = parser.parse_args(arguments)
+    try:
+        return _run(asked)
+    except ModepressError as error:
+        sys.stderr.write(ErrorResponse(error=error.body()).model_dump_json() + "\n")
+        if isinstance(error, GateFailed):
+            _write_report(asked.report, error.report.model_dump_json(indent=2))
+            return 5
+        return 4 if isinstance(error, JobFailed) else 2
+
+
+def _run(asked: argparse.Namespace) -> int:
+    import torch
+
+    if asked.target.exists():
+        raise ModepressError("target_exists", f"{asked.target} exists; name a folder that does not", "target")
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    asked.target.parent.mkdir(parents=True, exist_ok=True)
+    report = compress(
+        _read_recipe(asked.recipe),
+        asked.source.resolve(),
+        asked.target.resolve(),
+        model=asked.source.resolve().name,
+        blocks=(asked.blocks or asked.target.with_name(f".{asked.target.name}.blocks")).resolve(),
+        progress=_Terminal(),
+        files={},
+        roots=None,
+        hub_offline=False,
+    )
+    _write_report(asked.report, report.model_dump_json(indent=2))
+    sys.stdout.write(
+        f"perplexity {report.perplexity.before:.3f} -> {report.perplexity.after:.3f}, parameters "
+        f"{report.parameters.before} -> {report.parameters.after}, {report.seconds:.1f} s, {asked.target}\n"
+    )
+    return 0
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModepressError("recipe_unreadable", f"{path}: {error}", "recipe") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("recipe", *first["loc"]))
+        raise ModepressError("invalid_value", f"{where}: {first['msg']}, not {first['input']!r}", where) from error
+
+
+def _write_report(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

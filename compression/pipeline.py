@@ -1,0 +1,359 @@
+"""One compression from a model folder to a proven, measured artifact. The reader starts here.
+
+preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
+calibrating  only where the plan needs data: block influence, one rotary subset for all heads
+compressing  the blockwise walk; finished blocks are durable and are not solved again
+exporting    write the artifact beside its final place
+verifying    a fresh process loads it and must compute what we computed; then it appears under its name
+evaluating   before and after on text that calibration did not see; then the gate
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from api_schemas.errors import InsufficientStorage, InvalidRecipe, JobFailed
+from api_schemas.plans import Plan
+from api_schemas.recipe import Recipe
+from api_schemas.reports import (
+    BlockReport,
+    CompressionReport,
+    CountBeforeAfter,
+    MeasuredPair,
+    ReloadProof,
+)
+from compression.core.allocation import allocate
+from compression.core.artifact import Result, write_artifact
+from compression.core.block_store import FolderBlockStore, sync_folder, write_durably
+from compression.core.blockwise import compress_blocks, profile
+from compression.core.protocols import ProgressSink
+from compression.core.self_text import writer
+from compression.core.streamed_model import StreamedModel
+from compression.core.texts import Windows, assert_disjoint, load_windows
+from compression.evaluation import Quality, compare
+from compression.methods.modegpt import Modegpt, keep_pairs
+from compression.reload import Probed, expected_logits, prove, run_probe
+from compression.stages import Stages
+from preflight.checkpoint import Checkpoint, open_checkpoint
+from preflight.families import Family, resolve
+from preflight.plans import make_plan, recipe_hash
+from preflight.shapes import shapes_for
+
+PROOF_TOKENS = 64
+
+
+class GateFailed(JobFailed):
+    """The artifact is worse than the recipe allows; it is kept, and so is the report."""
+
+    def __init__(self, message: str, report: CompressionReport) -> None:
+        """Carry the report with the failure."""
+        super().__init__("quality_gate", message, "recipe.gate.perplexity_increase")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first block."""
+
+    checkpoint: Checkpoint
+    family: Family
+    plan: Plan
+    model: StreamedModel
+    calibration: Windows
+    evaluation: Windows
+    warnings: tuple[str, ...]
+
+
+def compress(
+    recipe: Recipe,
+    source: Path,
+    target: Path,
+    *,
+    model: str,
+    blocks: Path,
+    progress: ProgressSink,
+    files: Mapping[str, Path],
+    roots: Sequence[Path] | None,
+    hub_offline: bool,
+) -> CompressionReport:
+    """Compress a model folder; the artifact appears at `target` whole and proven, or not at all.
+
+    Args:
+        recipe: what to do.
+        source: the original model's folder; never written to.
+        target: absent; the artifact appears here by rename.
+        model: the original's name, for the report.
+        blocks: where finished blocks are kept between attempts.
+        progress: hears of every stage and block; may raise `Cancelled` between blocks.
+        files: stored uploads by id, for text source `upload`.
+        roots: folders that text files must lie under; None allows any.
+        hub_offline: refuse data sets from the hub.
+
+    Raises:
+        ModepressError: every refusal and failure, by name; `GateFailed` keeps artifact and report.
+    """
+    started = time.perf_counter()
+    stages = Stages(progress)
+    with stages.stage("preparing", f"reading {model}"):
+        ready = _prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
+    for warning in ready.warnings:
+        stages.warn(warning)
+    store = FolderBlockStore(blocks / _fingerprint(recipe, model, ready)[:32])
+    method = _method(recipe, ready, store, stages)
+    with stages.stage("compressing", f"compressing {ready.model.blocks} blocks"):
+        reports = _walk(recipe, ready, method, store, stages)
+    partial = target.with_name(f".{target.name}.partial")
+    with stages.stage("exporting", "writing the artifact"):
+        hashes = _write(recipe, ready, method, store, partial, model)
+    with stages.stage("verifying", "reloading the artifact in a fresh process"):
+        proof, speed, memory = _verify(recipe, ready, method, store, partial)
+        partial.rename(target)
+        sync_folder(target.parent)
+    with stages.stage("evaluating", "measuring before and after"):
+        compressed = StreamedModel(target, ready.family)
+        quality = _evaluate(ready, compressed, stages)
+    report = CompressionReport(
+        model=model,
+        recipe=recipe,
+        recipe_hash=recipe_hash(recipe, model),
+        plan=ready.plan.model_copy(update={"blocks": tuple(method.shapes), "shapes_final": True}),
+        perplexity=quality.perplexity,
+        divergence=quality.divergence,
+        parameters=CountBeforeAfter(before=_parameters(ready.model), after=_parameters(compressed)),
+        block_parameters=CountBeforeAfter(
+            before=sum(block.parameters.before for block in reports),
+            after=sum(block.parameters.after for block in reports),
+        ),
+        bytes=CountBeforeAfter(before=_weight_bytes(source), after=_weight_bytes(target)),
+        tokens_per_second=speed,
+        peak_memory_bytes=memory,
+        seconds=time.perf_counter() - started,
+        stage_seconds=stages.seconds,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        calibration=ready.calibration.use,
+        evaluation=ready.evaluation.use,
+        blocks=tuple(reports),
+        reload=proof,
+        warnings=ready.warnings,
+        files=hashes,
+        versions=versions(),
+        gate_passed=None if recipe.gate is None else _rise(quality) <= recipe.gate.perplexity_increase,
+    )
+    if report.gate_passed is False:
+        raise GateFailed(_gate_message(recipe, quality), report)
+    return report
+
+
+def versions() -> dict[str, str]:
+    """What computed it."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _prepare(
+    recipe: Recipe,
+    source: Path,
+    target: Path,
+    model: str,
+    *,
+    files: Mapping[str, Path],
+    roots: Sequence[Path] | None,
+    hub_offline: bool,
+) -> Prepared:
+    checkpoint = open_checkpoint(source)
+    plan = make_plan(checkpoint, recipe, model=model)
+    if plan.blockers:
+        first = plan.blockers[0]
+        raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
+    free = shutil.disk_usage(target.parent).free
+    if free < plan.disk_bytes:
+        raise InsufficientStorage(
+            "disk_full",
+            f"{target.parent} has {free} bytes free, the job needs about {plan.disk_bytes}; free some and submit again",
+        )
+    family = resolve(checkpoint.config)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    write = writer(source, tokenizer, recipe.seed)
+
+    def windows(text: Any, wanted: int, role: Any) -> Windows:
+        return load_windows(
+            text,
+            wanted,
+            tokenizer,
+            files=files,
+            roots=roots,
+            hub_offline=hub_offline,
+            role=role,
+            write_text=write,
+        )
+
+    calibration = windows(recipe.calibration, recipe.calibration.num_samples, "calibration")
+    evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
+    assert_disjoint(calibration, evaluation)
+    warnings = list(plan.notes)
+    for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
+        if text.used < text.requested:
+            warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
+    streamed = StreamedModel(source, family, checkpoint.tensors)
+    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings))
+
+
+def _fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
+    """What the bits of a finished block depend on; blocks made under another one are not looked at."""
+    tensors = {name: [entry.dtype, list(entry.shape)] for name, entry in ready.model.tensors.items()}
+    facts = [
+        recipe_hash(recipe, model),
+        dict(ready.checkpoint.config),
+        tensors,
+        ready.calibration.use.sha256,
+        versions(),
+        torch.get_num_threads(),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Modegpt:
+    """Fix widths and shared rotary pairs; walks the original model once where they depend on data."""
+    step, size = recipe.steps[0], ready.family.dimensions(ready.checkpoint.config)
+    shapes, shared = ready.plan.blocks, None
+    shares_pairs = step.layout == "portable" and shapes[0].query_key_rank < size.head_dim
+    if step.allocation == "block_influence" or shares_pairs:
+        with stages.stage("calibrating", "profiling the original model"):
+            influence, scores = _profile(ready, store, stages)
+        if step.allocation == "block_influence":
+            sparsities = allocate(influence.tolist(), step.sparsity, step.temperature, step.sparsity_cap)
+            shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
+        if shares_pairs:
+            # every head of every block votes with the same weight
+            votes = (scores / scores.sum(dim=-1, keepdim=True)).sum(dim=(0, 1))
+            shared = keep_pairs(votes[None], shapes[0].query_key_rank)[0]
+    return Modegpt(step, ready.family, size, shapes, shared)
+
+
+def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[Tensor, Tensor]:
+    """Block influence `[blocks]` and pair scores `[blocks, kv_heads, head_dim / 2]`; kept for later attempts."""
+    kept = store.folder / "profile.safetensors"
+    if not kept.exists():
+        size = ready.family.dimensions(ready.checkpoint.config)
+        total = ready.model.blocks
+        taken = profile(
+            ready.model,
+            size,
+            ready.model.embed(ready.calibration.tokens),
+            lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
+        )
+        influence = torch.tensor([one.influence.value() for one in taken], dtype=torch.float64)
+        scores = torch.stack([one.pair_scores() for one in taken])
+        write_durably(kept, save({"influence": influence, "scores": scores}))
+    tensors = load_file(kept)
+    return tensors["influence"], tensors["scores"]
+
+
+def _walk(
+    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, stages: Stages
+) -> list[BlockReport]:
+    reports: list[BlockReport] = []
+    total = ready.model.blocks
+    hidden = ready.model.embed(ready.calibration.tokens)
+    walk = compress_blocks(ready.model, method, method.size, hidden, store, propagation=recipe.steps[0].propagation)
+    for report in walk:
+        reports.append(report)
+        stages.block(
+            f"block {report.block + 1} of {total}: {report.sparsity:.1%} removed, "
+            f"error {report.relative_output_error:.3f}",
+            report.block,
+            total,
+            seconds=report.seconds,
+            relative_output_error=report.relative_output_error,
+        )
+    return reports
+
+
+def _write(
+    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, partial: Path, model: str
+) -> dict[str, str]:
+    result = Result(
+        source=ready.model,
+        raw_config=ready.checkpoint.config,
+        side_files=ready.checkpoint.side_files,
+        blocks=store,
+        shapes=method.shapes,
+        layout=recipe.steps[0].layout,
+    )
+    manifest = {
+        "format": 1,
+        "parent": model,
+        "recipe": recipe.model_dump(mode="json"),
+        "recipe_hash": recipe_hash(recipe, model),
+        "blocks": [shape.model_dump() for shape in method.shapes],
+        "runtimes": [runtime.model_dump() for runtime in ready.plan.runtimes],
+        "calibration": ready.calibration.use.model_dump(),
+        "versions": versions(),
+    }
+    return write_artifact(result, partial, manifest)
+
+
+def _verify(
+    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, partial: Path
+) -> tuple[ReloadProof, MeasuredPair, MeasuredPair]:
+    """Reload proof, then speed and memory of both models, each in a fresh process of its own."""
+    tokens = ready.evaluation.tokens[:1, :PROOF_TOKENS]
+    project_code = recipe.steps[0].layout == "full"
+    wanted = recipe.evaluation.generation_tokens
+    after = run_probe(partial, tokens, generate=wanted, logits=True, project_code=project_code)
+    proof = prove(after, expected_logits(ready.model, method, store, tokens), project_code=project_code)
+    if not wanted:
+        unmeasured = MeasuredPair(before=None, after=None, reason="recipe.evaluation.generation_tokens is 0")
+        return proof, unmeasured, unmeasured
+    before = run_probe(ready.model.folder, tokens, generate=wanted, logits=False, project_code=False)
+    return proof, *_speed_and_memory(before, after)
+
+
+def _speed_and_memory(before: Probed, after: Probed) -> tuple[MeasuredPair, MeasuredPair]:
+    speed = MeasuredPair(before=before.tokens_per_second, after=after.tokens_per_second)
+    return speed, MeasuredPair(before=before.peak_memory_bytes, after=after.peak_memory_bytes)
+
+
+def _evaluate(ready: Prepared, compressed: StreamedModel, stages: Stages) -> Quality:
+    total = 2 * ready.model.blocks
+
+    def done(side: str, index: int) -> None:
+        step = index + (ready.model.blocks if side == "after" else 0)
+        stages.block(f"evaluated {side}: block {index + 1} of {ready.model.blocks}", step, total)
+
+    return compare(ready.model, compressed, ready.evaluation.tokens, done)
+
+
+def _rise(quality: Quality) -> float:
+    return quality.perplexity.after / quality.perplexity.before - 1
+
+
+def _gate_message(recipe: Recipe, quality: Quality) -> str:
+    assert recipe.gate is not None  # noqa: S101 (the gate has just failed)
+    return (
+        f"perplexity rose from {quality.perplexity.before:.3f} to {quality.perplexity.after:.3f} "
+        f"({_rise(quality):+.1%}); the gate allows {recipe.gate.perplexity_increase:+.1%}. "
+        "The artifact is kept; lower the sparsity, calibrate on more text, or widen the gate"
+    )
+
+
+def _parameters(model: StreamedModel) -> int:
+    """Floating-point parameters, a tied head counted once."""
+    return sum(entry.parameters for entry in model.tensors.values() if not entry.dtype.startswith("I"))
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Bytes of the safetensors files on disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

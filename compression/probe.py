@@ -1,0 +1,77 @@
+"""Loads a model folder in a process of its own and reports what it computes, how fast, and in how much memory.
+
+Run as a script, isolated (`python -I probe.py …`): a portable artifact must load where this project cannot be
+imported. Only layout `full` gets `--project`, the folder that holds `compression.runtime`.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PROMPT_TOKENS = 32
+
+
+def main() -> None:
+    """Parse arguments, probe, write `<out>.json` and, with --logits, `<out>.safetensors`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("tokens", type=Path, help="safetensors file with `tokens` [1, n]")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--generate", type=int, default=0)
+    parser.add_argument("--logits", action="store_true")
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--project", type=Path)
+    arguments = parser.parse_args()
+    facts = probe(arguments)
+    arguments.out.with_suffix(".json").write_text(json.dumps(facts))
+
+
+def probe(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Load in the stored dtype, generate greedily, then repeat one forward pass in float32 for the comparison."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.project is not None:
+        sys.path.insert(0, str(arguments.project))
+        import compression.runtime  # noqa: F401 (registers the reduced families)
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        arguments.folder,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    problems = {
+        name: sorted(map(str, loading[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    facts: dict[str, Any] = {"loader": type(model).__name__, "problems": {k: v for k, v in problems.items() if v}}
+    model.eval()
+    tokens = load_file(arguments.tokens)["tokens"]
+    with torch.inference_mode():
+        if arguments.generate:
+            prompt = tokens[:, :PROMPT_TOKENS]
+            settings = {"do_sample": False, "pad_token_id": 0}
+            warm = GenerationConfig(max_new_tokens=2, min_new_tokens=2, **settings)
+            model.generate(prompt, generation_config=warm)
+            timed = GenerationConfig(max_new_tokens=arguments.generate, min_new_tokens=arguments.generate, **settings)
+            started = time.perf_counter()
+            written = model.generate(prompt, generation_config=timed)
+            facts["tokens_per_second"] = arguments.generate / (time.perf_counter() - started)
+            tokenizer = AutoTokenizer.from_pretrained(arguments.folder, local_files_only=True, trust_remote_code=False)
+            facts["greedy_text"] = tokenizer.decode(written[0, prompt.shape[1] :])
+        facts["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if arguments.logits:
+            logits = model.float()(tokens).logits[0]
+            save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
+    return facts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The stages of a compression: where each lies on the way to 100 %, and how long it took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from api_schemas.events import ProgressEvent, Stage
+from compression.core.protocols import ProgressSink
+
+SPANS: dict[Stage, tuple[float, float]] = {
+    "preparing": (0.0, 2.0),
+    "calibrating": (2.0, 12.0),
+    "compressing": (12.0, 70.0),
+    "exporting": (70.0, 73.0),
+    "verifying": (73.0, 80.0),
+    "evaluating": (80.0, 100.0),
+}
+
+
+class Stages:
+    """Turns what the pipeline does into progress events and seconds per stage."""
+
+    def __init__(self, sink: ProgressSink) -> None:
+        """Report to `sink`."""
+        self._sink = sink
+        self._stage: Stage = "preparing"
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, stage: Stage, message: str) -> Iterator[None]:
+        """Announce a stage and time it."""
+        self._stage = stage
+        started = time.perf_counter()
+        self._sink.emit(ProgressEvent(message=message, stage=stage, percent=SPANS[stage][0]))
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def block(self, message: str, index: int, of: int, **data: float) -> None:
+        """Say that step `index` of `of` in the current stage is done."""
+        low, high = SPANS[self._stage]
+        self._sink.emit(
+            ProgressEvent(
+                message=message,
+                stage=self._stage,
+                block=index,
+                blocks_total=of,
+                percent=low + (high - low) * (index + 1) / of,
+                data=dict(data),
+            )
+        )
+
+    def warn(self, message: str) -> None:
+        """Say something a user should know now; the report repeats it."""
+        self._sink.emit(ProgressEvent(level="warn", message=message, stage=self._stage, percent=SPANS[self._stage][0]))
