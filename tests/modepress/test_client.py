@@ -33,7 +33,7 @@ def bytes_received(url: str) -> int:
     return int(float(next(line.split()[1] for line in lines if line.startswith("modepress_upload_bytes_total"))))
 
 
-def test_push_registers_what_the_folder_holds(client: Client, tiny: str, tiny_folder: Path) -> None:
+def test_push_registers_what_the_folder_holds(client: Client, tiny: str) -> None:
     model = client.model(tiny)
     assert (model.status, model.origin) == ("ready", "upload")
     assert model.facts is not None
@@ -41,7 +41,8 @@ def test_push_registers_what_the_folder_holds(client: Client, tiny: str, tiny_fo
     assert model.id in [one.id for one in client.models()]
 
 
-def test_a_second_push_sends_no_bytes(client: Client, tiny: str, tiny_folder: Path) -> None:
+@pytest.mark.usefixtures("tiny")
+def test_a_second_push_sends_no_bytes(client: Client, tiny_folder: Path) -> None:
     before = bytes_received(client.url)
     heard = dict[str, int]()
     client.push(tiny_folder, name="tiny-again", on_progress=lambda name, sent: heard.update({name: sent}))
@@ -130,7 +131,7 @@ def test_refusals_carry_the_servers_words(client: Client) -> None:
     assert refused.value.body().type == "not_found_error"
 
 
-def test_delete(client: Client, tiny_folder: Path, tiny: str) -> None:
+def test_delete(client: Client, tiny_folder: Path) -> None:
     client.push(tiny_folder, name="short-lived")
     assert client.delete("short-lived").deleted
     assert "short-lived" not in [model.id for model in client.models()]
