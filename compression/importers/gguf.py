@@ -26,13 +26,12 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 from transformers.utils import logging as transformers_logging
 
 from api_schemas.errors import Conflict, InvalidCheckpoint, ModepressError, NotFound
+from compression.importers.gguf_config import SPECIAL_IDS, read_config
+from preflight.safetensors_header import TensorEntry
+from preflight.strict_json import shown_list
+from preflight.tensor_check import check_tensors, unexpected_tensors
 
 MAGIC = b"GGUF"
-SPECIAL_IDS = {
-    "bos_token_id": "tokenizer.ggml.bos_token_id",
-    "eos_token_id": "tokenizer.ggml.eos_token_id",
-    "pad_token_id": "tokenizer.ggml.padding_token_id",
-}
 OUTER_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -82,7 +81,7 @@ def convert(source: Path, target: Path) -> Path:
     if target.exists():
         raise Conflict("target_exists", f"{target} exists; remove it or name another folder", "target")
     reader = _open(source)
-    config = _config(reader)
+    config = read_config(reader)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
@@ -107,81 +106,6 @@ def _open(source: Path) -> GGUFReader:
         return GGUFReader(source)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:
         raise InvalidCheckpoint("invalid_gguf", f"{source} is truncated or corrupt: {error}", "source") from error
-
-
-def _value(reader: GGUFReader, key: str, default: Any = None) -> Any:
-    field = reader.get_field(key)
-    if field is not None:
-        return field.contents()
-    if default is None:
-        raise InvalidCheckpoint("invalid_gguf", f"the GGUF file has no {key!r}; convert the model again", key)
-    return default
-
-
-def _decimal(value: float) -> float:
-    """Undo the noise of a float32: 9.999999747378752e-06 is meant as 1e-05."""
-    return float(str(np.float32(value)))
-
-
-def _count(reader: GGUFReader, key: str, default: int | None = None) -> int:
-    value = _value(reader, key, default)
-    if not isinstance(value, int) or value < 1:
-        raise InvalidCheckpoint("invalid_gguf", f"{key} is {value!r}, not a whole number above 0", key)
-    return value
-
-
-def _refuse(what: str, key: str) -> InvalidCheckpoint:
-    remedy = "only a plain 'llama' can be imported from GGUF, push the original safetensors instead"
-    return InvalidCheckpoint("unsupported_architecture", f"the GGUF file has {what}: {remedy}", key)
-
-
-def _check_architecture(reader: GGUFReader, head_dim: int) -> None:
-    rotary = _count(reader, "llama.rope.dimension_count", head_dim)
-    scaling = _value(reader, "llama.rope.scaling.type", "none")
-    experts = _value(reader, "llama.expert_count", 0)
-    if rotary != head_dim:
-        raise _refuse(f"{rotary} rotary of {head_dim} head dimensions", "llama.rope.dimension_count")
-    if scaling != "none":
-        raise _refuse(f"rotary scaling {scaling!r}", "llama.rope.scaling.type")
-    if experts:
-        raise _refuse(f"{experts} experts", "llama.expert_count")
-
-
-def _config(reader: GGUFReader) -> LlamaConfig:
-    architecture = _value(reader, "general.architecture")
-    if architecture != "llama":
-        raise _refuse(f"architecture {architecture!r}", "general.architecture")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in tensors:
-        raise InvalidCheckpoint("missing_tensor", "the GGUF file has no tensor 'token_embd.weight'", "source")
-    width = _count(reader, "llama.embedding_length")
-    heads = _count(reader, "llama.attention.head_count")
-    head_dim = _count(reader, "llama.attention.key_length", width // heads)
-    _check_architecture(reader, head_dim)
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        dtype="bfloat16",
-        vocab_size=int(tensors["token_embd.weight"].shape[-1]),
-        hidden_size=width,
-        intermediate_size=_count(reader, "llama.feed_forward_length"),
-        num_hidden_layers=_count(reader, "llama.block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=_count(reader, "llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        max_position_embeddings=_count(reader, "llama.context_length"),
-        rms_norm_eps=_decimal(_value(reader, "llama.attention.layer_norm_rms_epsilon")),
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": _decimal(_value(reader, "llama.rope.freq_base", 10000.0)),
-        },
-        tie_word_embeddings="output.weight" not in tensors,
-        **{name: _token_id(reader, key) for name, key in SPECIAL_IDS.items()},
-    )
-
-
-def _token_id(reader: GGUFReader, key: str) -> int | None:
-    field = reader.get_field(key)
-    return None if field is None else int(field.contents())
 
 
 def _generation_config(config: LlamaConfig) -> GenerationConfig:
@@ -220,8 +144,6 @@ def _canonical_name(name: str) -> str:
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
     """Put rotary pairs (i, i + d/2) back where transformers expects them; llama.cpp stores them as neighbours."""
     rows, columns = weight.shape
-    if rows % (2 * heads):
-        raise InvalidCheckpoint("invalid_gguf", f"{rows} rows of a query or key do not divide into {heads} heads")
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
@@ -236,10 +158,26 @@ def _header(tensors: Sequence[tuple[str, ReaderTensor]]) -> dict[str, Any]:
     return header
 
 
+def _check_shapes(header: dict[str, Any], config: LlamaConfig, path: Path) -> None:
+    """Compare names and shapes with what the configuration calls for, before anything is written."""
+    entries = {
+        name: TensorEntry(name, value["dtype"], tuple(value["shape"]), path, *value["data_offsets"])
+        for name, value in header.items()
+        if name != "__metadata__"
+    }
+    settings = config.to_dict()
+    check_tensors(settings, entries)
+    unexpected, _ = unexpected_tensors(settings, entries)
+    if unexpected:
+        message = f"the GGUF file has {shown_list(unexpected)}, which llama.block_count has no place for"
+        raise InvalidCheckpoint("unexpected_tensor", message, unexpected[0])
+
+
 def _save_weights(reader: GGUFReader, config: LlamaConfig, path: Path) -> None:
     """Write the header, then one dequantised tensor after the other: never two in memory."""
     tensors = sorted(((_canonical_name(tensor.name), tensor) for tensor in reader.tensors), key=lambda pair: pair[0])
     header = _header(tensors)
+    _check_shapes(header, config, path)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     rotary_heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
