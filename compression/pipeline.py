@@ -11,7 +11,6 @@ evaluating   before and after on text that calibration did not see; then the gat
 import hashlib
 import json
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from compression.core.allocation import allocate
 from compression.core.artifact import Result, write_artifact
 from compression.core.block_store import FolderBlockStore, sync_folder, write_durably
 from compression.core.blockwise import compress_blocks, profile
+from compression.core.memory import peak_rss_bytes
 from compression.core.protocols import ProgressSink
 from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
@@ -142,7 +142,7 @@ def compress(
         peak_memory_bytes=memory,
         seconds=time.perf_counter() - started,
         stage_seconds=stages.seconds,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,
         blocks=tuple(reports),

@@ -6,7 +6,7 @@ imported. Only layout `full` gets `--project`, the folder that holds `compressio
 
 import argparse
 import json
-import resource
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -66,11 +66,17 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             facts["tokens_per_second"] = arguments.generate / (time.perf_counter() - started)
             tokenizer = AutoTokenizer.from_pretrained(arguments.folder, local_files_only=True, trust_remote_code=False)
             facts["greedy_text"] = tokenizer.decode(written[0, prompt.shape[1] :])
-        facts["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        facts["peak_memory_bytes"] = _peak_rss_bytes()
         if arguments.logits:
             logits = model.float()(tokens).logits[0]
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
     return facts
+
+
+def _peak_rss_bytes() -> int:
+    """`compression.core.memory.peak_rss_bytes`, loaded by path: this process may not import the project."""
+    namespace = runpy.run_path(str(Path(__file__).parent / "core" / "memory.py"))
+    return int(namespace["peak_rss_bytes"]())
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Stages:
         """Announce a stage and time it."""
         self._stage = stage
         started = time.perf_counter()
-        self._sink.emit(ProgressEvent(message=message, stage=stage, percent=SPANS[stage][0]))
+        self._sink.emit(ProgressEvent(message=message, stage=stage, percent=SPANS[stage][0], data={}))
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
@@ -51,4 +51,6 @@ class Stages:
 
     def warn(self, message: str) -> None:
         """Say something a user should know now; the report repeats it."""
-        self._sink.emit(ProgressEvent(level="warn", message=message, stage=self._stage, percent=SPANS[self._stage][0]))
+        self._sink.emit(
+            ProgressEvent(level="warn", message=message, stage=self._stage, percent=SPANS[self._stage][0], data={})
+        )

@@ -175,6 +175,7 @@ def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
 def _write_shard(tensors: dict[str, Tensor], folder: Path, number: int) -> Path:
     path = folder / f"shard-{number:05d}.partial"
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library writes 0600; other processes of the service must read it
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path

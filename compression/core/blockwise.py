@@ -100,15 +100,7 @@ def _solve_block(
     state = model.block_state(index)
     block = model.block(index, state)
     statistics = BlockStatistics(model.family, size)
-    start = hidden[next(chunks(hidden))].clone()
-    first: Tensor | None = None
-    with statistics.watching(block):
-        for part in chunks(hidden):
-            output = model.forward(block, hidden[part], index)
-            statistics.influence.add(hidden[part], output)
-            first = output if first is None else first
-            if advance:
-                hidden[part] = output
+    start, first = _observe(model, block, index, hidden, statistics, advance=advance)
     del block
     solution = method.solve(index, state, statistics)
     narrow = model.resized_block(index, solution.state, method.shapes[index].model_dump(), method.scaling(index))
@@ -127,3 +119,19 @@ def _solve_block(
     result = BlockResult(index, solution.state, report)
     store.put(result)
     return result
+
+
+def _observe(
+    model: StreamedModel, block: nn.Module, index: int, hidden: Tensor, statistics: BlockStatistics, *, advance: bool
+) -> tuple[Tensor, Tensor]:
+    """Run the original block over all chunks; returns the first chunk's inputs and outputs."""
+    start = hidden[next(chunks(hidden))].clone()
+    first: Tensor = start
+    with statistics.watching(block):
+        for number, part in enumerate(chunks(hidden)):
+            output = model.forward(block, hidden[part], index)
+            statistics.influence.add(hidden[part], output)
+            first = output if number == 0 else first
+            if advance:
+                hidden[part] = output
+    return start, first

@@ -21,7 +21,7 @@ class ReducedAttention(nn.Module):
 
     rotary_pairs: torch.Tensor
 
-    def __init__(self, stock: nn.Module, query_key_rank: int, value_output_rank: int) -> None:
+    def __init__(self, stock: Any, query_key_rank: int, value_output_rank: int) -> None:
         """Build it in the shape of `stock` (whose linears say hidden size and biases), uninitialised.
 
         Args:

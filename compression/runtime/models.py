@@ -30,7 +30,7 @@ STOCK: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
 }
 
 
-def resize_block_(block: nn.Module, shape: Mapping[str, int], scaling: float | None = None) -> None:
+def resize_block_(block: Any, shape: Mapping[str, int], scaling: float | None = None) -> None:
     """Replace the parts of a stock decoder block that `shape` narrows, uninitialised, in place.
 
     Args:
@@ -42,21 +42,25 @@ def resize_block_(block: nn.Module, shape: Mapping[str, int], scaling: float | N
     block.self_attn = ReducedAttention(attention, shape["query_key_rank"], shape["value_output_rank"])
     block.self_attn.scaling = attention.scaling if scaling is None else scaling
     width = shape["mlp_width"]
-    for name, sizes in (
-        ("gate_proj", (mlp.gate_proj.in_features, width)),
-        ("up_proj", (mlp.up_proj.in_features, width)),
-        ("down_proj", (width, mlp.down_proj.out_features)),
-    ):
-        old = getattr(mlp, name)
-        new = nn.Linear(*sizes, bias=old.bias is not None, dtype=old.weight.dtype, device=old.weight.device)
-        setattr(mlp, name, new)
+    mlp.gate_proj = _linear_like(mlp.gate_proj, mlp.gate_proj.in_features, width)
+    mlp.up_proj = _linear_like(mlp.up_proj, mlp.up_proj.in_features, width)
+    mlp.down_proj = _linear_like(mlp.down_proj, width, mlp.down_proj.out_features)
+
+
+def _linear_like(old: Any, in_features: int, out_features: int) -> nn.Linear:
+    """An uninitialised linear of other widths, with the old one's bias, dtype and device."""
+    weight = old.weight
+    return nn.Linear(in_features, out_features, bias=old.bias is not None, dtype=weight.dtype, device=weight.device)
 
 
 class _Reduced:
-    """Mixed into a stock causal language model: resizes its blocks after the stock constructor has run."""
+    """Mixed into a stock causal language model: resizes its blocks after the stock constructor has run.
+
+    (mypy sees `object` above this class; what follows in every class made from it is a stock model.)
+    """
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for block, shape in zip(self.model.layers, config.block_shapes, strict=True):  # type: ignore[attr-defined]
             resize_block_(block, shape)
 

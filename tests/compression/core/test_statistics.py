@@ -1,0 +1,63 @@
+"""Running sums: equal to the whole at once, however the tokens are batched."""
+
+import pytest
+import torch
+
+from api_schemas.errors import JobFailed
+from compression.core.linalg import factorize
+from compression.core.statistics import RunningEnergy, RunningGram, RunningInfluence
+
+
+def activations(tokens: int, width: int) -> torch.Tensor:
+    return torch.randn(tokens, width, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_gram_is_the_correlation_of_each_group_however_batched(groups: int) -> None:
+    x = activations(40, 12)
+    one, many = RunningGram(groups, 12 // groups), RunningGram(groups, 12 // groups)
+    one.add(x)
+    for part in x.split([1, 7, 12, 20]):
+        many.add(part[None])
+    wide = x.double().reshape(40, groups, -1)
+    reference = torch.stack([wide[:, g].T @ wide[:, g] / 40 for g in range(groups)])
+    torch.testing.assert_close(one.mean(), reference, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(many.mean(), reference, rtol=1e-5, atol=1e-6)
+    assert torch.equal(one.mean(), one.mean().mT)
+
+
+def test_energy_is_the_diagonal_of_the_gram() -> None:
+    x = activations(30, 8)
+    energy, gram = RunningEnergy(2, 4), RunningGram(2, 4)
+    energy.add(x)
+    gram.add(x)
+    torch.testing.assert_close(energy.mean(), gram.mean().diagonal(dim1=1, dim2=2), rtol=1e-5, atol=1e-7)
+
+
+def test_influence_is_one_minus_the_mean_cosine() -> None:
+    influence = RunningInfluence()
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    y = torch.tensor([[5.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    influence.add(x[:1], y[:1])
+    influence.add(x[1:], y[1:])
+    assert influence.value() == pytest.approx(1 - (1 + 0 - 1) / 3)
+
+
+def test_factor_solves_inverts_and_names_its_damping() -> None:
+    x = activations(50, 6).double()
+    A = x.T @ x
+    factor = factorize(A, "A")
+    assert factor.damping == 0.0
+    B = activations(6, 2).double()
+    torch.testing.assert_close(A @ factor.solve(B), B, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(factor.inverse_diagonal(), torch.linalg.inv(A).diagonal(), rtol=1e-9, atol=1e-12)
+    singular = factorize(torch.ones(4, 4, dtype=torch.float64), "ones")
+    assert singular.damping > 0
+    assert factorize(torch.zeros(3, 3, dtype=torch.float64), "zeros").damping > 0
+
+
+def test_infinite_activations_are_named() -> None:
+    A = torch.full((2, 2), float("inf"), dtype=torch.float64)
+    with pytest.raises(JobFailed, match="MLP correlation") as caught:
+        factorize(A, "MLP correlation")
+    assert caught.value.code == "not_finite"
