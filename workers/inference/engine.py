@@ -122,7 +122,9 @@ class Engine:
     async def _run(self, ticket: Ticket) -> None:
         try:
             source = await self._find(ticket.model_id)
-            await self._serve(ticket, source)
+            last = await self._serve(ticket, source)
+            if last is not None:  # only now: who reads the end of an answer finds its place and its model free
+                ticket.put(last)
         except asyncio.CancelledError:
             logger.info("a request for %s was given up", ticket.model_id)
         except Exception as error:  # handed to the reader, who answers with it
@@ -139,21 +141,24 @@ class Engine:
             self.models.forget(model_id)
             raise
 
-    async def _serve(self, ticket: Ticket, source: ModelSource) -> None:
+    async def _serve(self, ticket: Ticket, source: ModelSource) -> Piece | None:
         meter = RequestMeter(self._metrics, source.id)
         reason = "error"
         try:
             async with self.line.turn(meter.waiting):
                 meter.running()
                 async with self.models.lease(source) as loaded:
-                    reason = await self._generate(ticket, loaded, meter)
+                    last = await self._generate(ticket, loaded, meter)
+            reason = "abort" if last is None else last.finish_reason or "error"
+            return last
         except asyncio.CancelledError:
             reason = "abort"
             raise
         finally:
             meter.ended(reason)
 
-    async def _generate(self, ticket: Ticket, loaded: LoadedModel, meter: RequestMeter) -> str:
+    async def _generate(self, ticket: Ticket, loaded: LoadedModel, meter: RequestMeter) -> Piece | None:
+        """Hand out all pieces but the last, which is returned; None when the request was given up."""
         task = await asyncio.to_thread(ticket.prepare, loaded)
         ticket.begin_generating()
         ticket.put(Started(len(task.prompt)))
@@ -162,14 +167,14 @@ class Engine:
 
         def deliver(piece: Piece) -> None:
             meter.token()
-            ticket.put(piece)
+            if piece.finish_reason is None:
+                ticket.put(piece)
 
-        def work() -> str:
+        def work() -> Piece | None:
+            piece = None
             for piece in generate(loaded, task, lambda: ticket.cancelled):
                 loop.call_soon_threadsafe(deliver, piece)
-                if piece.finish_reason is not None:
-                    return piece.finish_reason
-            return "abort"
+            return None if piece is None or piece.finish_reason is None else piece
 
         try:
             return await loop.run_in_executor(self._threads, work)

@@ -1,10 +1,14 @@
 """A real inference process on a free port, with a real database."""
 
+import http.client
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,7 +20,19 @@ from job_store.tables import ModelRow
 from tests.servers import wait_until
 
 START_SECONDS = 180
-PATIENCE_SECONDS = 90
+PATIENCE_SECONDS = 90  # for one answer of a tiny model on a busy machine
+
+
+@contextmanager
+def started_request(server: "InferenceServer", body: dict) -> Iterator[http.client.HTTPConnection]:
+    """Send a chat request without waiting for its answer; leaving the body closes the connection."""
+    address = httpx.URL(server.url)
+    connection = http.client.HTTPConnection(address.host, address.port, timeout=PATIENCE_SECONDS)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        yield connection
+    finally:
+        connection.close()
 
 
 class InferenceServer:
@@ -85,7 +101,11 @@ class InferenceServer:
         total = 0.0
         for line in self.http.get("/metrics").text.splitlines():
             sample = re.fullmatch(r"([^{\s]+)(?:\{(.*)\})? (\S+)", line)
-            if sample and sample[1] == name and all(f'{key}="{value}"' in (sample[2] or "") for key, value in labels.items()):
+            if (
+                sample
+                and sample[1] == name
+                and all(f'{key}="{value}"' in (sample[2] or "") for key, value in labels.items())
+            ):
                 total += float(sample[3])
         return total
 

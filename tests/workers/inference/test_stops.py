@@ -1,5 +1,7 @@
 """Stop strings: never a part of one goes out, however the text is cut."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def reference(stops, text):
 @given(stops=STOPS, text=TEXT, cuts=st.lists(st.integers(0, 40), max_size=12))
 def test_the_result_is_that_of_the_whole_text_for_every_split(stops, text, cuts):
     borders = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
-    pieces = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(borders)]
     assert run(stops, pieces) == reference(stops, text)
 
 
