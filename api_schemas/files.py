@@ -26,7 +26,7 @@ class FileObject(Frozen):
 class UploadRequest(Frozen):
     """Body of `POST /v1/uploads`."""
 
-    filename: Annotated[str, Field(min_length=1, max_length=512)]
+    filename: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{1,512}$")]
     purpose: Purpose
     bytes: Annotated[int, Field(ge=0, le=2**53)]
     mime_type: Annotated[str, Field(max_length=256)] = "application/octet-stream"

@@ -79,7 +79,7 @@ def _resolve(path: str, roots: Sequence[Path], param: str) -> Path:
         raise InvalidRequest("unsafe_path", f"{param} {path!r} holds a NUL character; remove it", param)
     if not Path(path).is_absolute():
         raise InvalidRequest("unsafe_path", f"{param} {path!r} is relative; give an absolute path on the server", param)
-    found = Path(path).resolve()
+    found = Path(os.path.realpath(path))  # unlike Path.resolve, it does not raise on a loop of links
     if not _inside(found, roots):
         allowed = ", ".join(str(root) for root in roots) or "none"
         message = f"{param} {path!r} is under no allowed root ({allowed}); set MODEPRESS_MODEL_ROOTS on the server"

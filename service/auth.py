@@ -7,6 +7,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from fastapi.security import HTTPBearer
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -14,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api_schemas.errors import InvalidRequest, ModepressError, NotAuthenticated, NotPermitted
 from job_store.keys import KeyStore
 from job_store.settings import Settings
-from service.errors import render_named
+from service.errors import render_database, render_named
 
 GUARDED = "/v1/"
 # Only for the OpenAPI document; `Authentication` does the work.
@@ -57,6 +58,9 @@ class Authentication:
                     await run_in_threadpool(self._require_key, request)
             except ModepressError as error:
                 await render_named(request, error)(scope, receive, send)
+                return
+            except OperationalError as error:
+                await render_database(request, error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

@@ -54,14 +54,19 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     async def database(request: Request, error: OperationalError) -> Response:
-        log.error("database: %s", error)
-        lost = Unavailable("database_unavailable", "the database does not answer; try again in a moment")
-        return render_named(request, lost)
+        return render_database(request, error)
 
 
 def render_named(request: Request, error: ModepressError) -> Response:
     """Return the answer to an error that names itself."""
     return render(request, error.status, error.body(), _headers_of(error))
+
+
+def render_database(request: Request, error: OperationalError) -> Response:
+    """Return the answer when the database is away; the log has what it said."""
+    log.error("database: %s", error)
+    lost = Unavailable("database_unavailable", "the database does not answer; try again in a moment")
+    return render_named(request, lost)
 
 
 def render(request: Request, status: int, body: ErrorBody, headers: Mapping[str, str] | None = None) -> Response:
