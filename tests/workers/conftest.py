@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from api_schemas.jobs import Job, JobRequest
-from job_store.database import writing
 from job_store.jobs import JobStore
 from job_store.settings import Settings
-from job_store.tables import ModelRow
+from tests.workers.live import add_model
 from workers.workplace import Workplace, open_workplace
 
 RECIPE = {
@@ -73,9 +72,3 @@ def script(tmp_path: Path) -> Callable[[str], tuple[str, str]]:
         return sys.executable, str(path)
 
     return write
-
-
-def add_model(place: Workplace, model_id: str, folder: Path) -> None:
-    """Register a folder without looking at it."""
-    with writing(place.engine) as session:
-        session.add(ModelRow(id=model_id, created_at=0.0, status="ready", origin="path", path=str(folder), request={}))
