@@ -1,0 +1,66 @@
+"""Running block by block is running the model: against transformers' own forward pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from api_schemas.errors import InvalidCheckpoint
+from compression.core.blockwise import run_block_
+from compression.core.streamed_model import StreamedModel
+from preflight.families import resolve
+from tests.compression.walks import random_tokens
+from tests.tiny_models import make_tiny_model
+
+CASES = [
+    ("llama", {"kv_heads": 2, "tied": True}),
+    ("llama", {"kv_heads": 1, "bias": True}),
+    ("llama", {"kv_heads": 4, "head_dim": 10}),
+    ("mistral", {"kv_heads": 2}),
+    ("qwen2", {"kv_heads": 2}),
+]
+
+
+def streamed_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    model = StreamedModel(folder, resolve(json.loads((folder / "config.json").read_text())))
+    with torch.inference_mode():
+        hidden = model.embed(tokens)
+        for index in range(model.blocks):
+            run_block_(model, model.block(index, model.block_state(index)), index, hidden)
+        with model.head() as head:
+            return head(hidden)
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_streamed_logits_are_the_models_own(tmp_path: Path, kind: str, settings: dict) -> None:
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    tokens = random_tokens(3, 20)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sliding_window_shorter_than_the_text_is_honoured(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, "mistral")
+    config = json.loads((folder / "config.json").read_text())
+    config["sliding_window"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    tokens = random_tokens(2, 24)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_weights_are_named_when_they_are_read(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(folder)
+    streamed = StreamedModel(folder, resolve(json.loads((folder / "config.json").read_text())))
+    with pytest.raises(InvalidCheckpoint) as caught:
+        streamed.block_state(1)
+    assert caught.value.code == "non_finite_weights"
+    assert "layers.1.mlp.up_proj.weight" in caught.value.message
