@@ -12,6 +12,8 @@ from fastapi import FastAPI
 from job_store.settings import Settings
 from workers.inference.environment import chosen_threads, prepare_environment
 
+KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they never send into a closing one
+
 
 class DrainingServer(uvicorn.Server):
     """Ends generations at their next token as soon as a signal asks the process to stop."""
@@ -36,10 +38,12 @@ def main() -> None:
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     import torch  # after the environment is prepared
+    import transformers
 
     from workers.inference.app import create_app
 
     torch.set_num_threads(chosen_threads(settings))
+    transformers.utils.logging.disable_progress_bar()
     grace = max(1, math.ceil(settings.cancel_grace_seconds))
     config = uvicorn.Config(
         create_app(settings),
@@ -47,6 +51,7 @@ def main() -> None:
         port=arguments.port,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=grace,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     DrainingServer(config).run()
 

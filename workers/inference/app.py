@@ -19,7 +19,7 @@ from workers.inference.errors import install_error_handlers
 from workers.inference.loaded import loaded_models
 from workers.inference.metrics import Metrics
 from workers.inference.models import ModelCache
-from workers.inference.prompts import chat_task, completion_task, refuse_images
+from workers.inference.prompts import chat_task, completion_task, refuse_broken_text, refuse_images
 from workers.inference.queueing import WaitingLine
 from workers.inference.registry import Registry
 from workers.inference.stops import stop_strings
@@ -87,7 +87,8 @@ def _add_observation(app: FastAPI, metrics: Metrics) -> None:
 
 
 async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:
-    stop_strings(body.stop)  # what needs no model is refused before the line
+    refuse_broken_text(body)  # what needs no model is refused before the line
+    stop_strings(body.stop)
     engine: Engine = request.app.state.engine
     ticket = engine.submit(body.model, prepare)
     shape = AnswerShape(kind, body.model)

@@ -45,6 +45,8 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
         raise error
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    if first["type"] == "json_invalid":  # its place is an offset in the body, no field
+        place = None
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"
     message = f"{place or 'the body'}: {first['msg']}"
     return _answer(400, ErrorBody(message=message, type="invalid_request_error", param=place, code=code))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from api_schemas.errors import InvalidCheckpoint
 from workers.inference.detokenizer import Detokenizer
 from workers.inference.loading import LoadedModel
 from workers.inference.sampling import Sampler
@@ -70,6 +71,9 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
         loaded: the model.
         task: prompt, limits and sampling.
         cancelled: asked between tokens and between chunks of a long prompt.
+
+    Raises:
+        InvalidCheckpoint: `model_output_not_finite`.
     """
     decoder, writer = _Decoder(loaded), _Writer(loaded, task)
     sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
@@ -78,6 +82,9 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
             return
         logits = decoder.read(task.prompt[start : start + PREFILL_CHUNK])
     while True:
+        if bool(torch.isnan(logits).any()):
+            message = f"model '{loaded.source.id}' computes NaN; its weights are damaged, so register sound ones"
+            raise InvalidCheckpoint("model_output_not_finite", message, "model")
         token = sampler.pick(logits)
         piece = writer.write(token)
         yield piece

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import PydanticSerializationError
+
 from api_schemas.errors import InvalidRequest
-from api_schemas.inference import ChatRequest, CompletionRequest, ImagePart, Message
+from api_schemas.inference import ChatRequest, CompletionRequest, ImagePart, Message, Sampling
 from workers.inference.loading import LoadedModel
 from workers.inference.sampling import choose_sampling
 from workers.inference.stops import stop_strings
@@ -56,6 +58,19 @@ def refuse_images(messages: Sequence[Message]) -> None:
                 place = f"messages.{index}.content.{position}"
                 text = f"{place} is an image, and this model reads text only; send text or choose a vision model"
                 raise InvalidRequest("images_not_supported", text, place)
+
+
+def refuse_broken_text(request: Sampling) -> None:
+    """Refuse half characters: JSON can spell a lone surrogate, and no tokenizer can read one.
+
+    Raises:
+        InvalidRequest: `invalid_unicode`.
+    """
+    try:
+        request.model_dump_json()
+    except PydanticSerializationError as error:
+        text = "the request holds a lone surrogate such as \\ud800, which is no character; send valid Unicode"
+        raise InvalidRequest("invalid_unicode", text) from error
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:

@@ -42,7 +42,7 @@ class Registry:
         """
         try:
             with reading(self.engine) as session:
-                row = session.get(ModelRow, model_id)
+                row = None if "\0" in model_id else session.get(ModelRow, model_id)  # PostgreSQL takes no NUL
         except OperationalError as error:
             raise Unavailable("database_unavailable", "the database does not answer; try again soon") from error
         if row is None:

@@ -1,7 +1,7 @@
 """Prompts: templates, roles, images and the room that is left."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -128,6 +128,7 @@ def test_an_empty_prompt_is_the_begin_token(tiny_loaded):
     assert completion_task(tiny_loaded["llama"], CompletionRequest(model="m", prompt="")).prompt == [1]
 
 
+@settings(deadline=None)
 @given(prompt_tokens=st.integers(1, 511))
 def test_prompt_and_answer_always_fit(tiny_loaded, prompt_tokens):
     request = CompletionRequest(model="m", prompt=[5] * prompt_tokens)

@@ -133,6 +133,24 @@ def test_errors_are_four_keys_before_the_first_byte(server, path, change, status
     assert (error["code"], error["param"]) == (code, param)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{",
+        b"",
+        b"[]",
+        b'{"model": "llama", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "\\u0000", "messages": [{"role": "user", "content": "x"}]}',
+        b'{"model": "llama", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        b'{"model": "llama", "messages": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+    ],
+)
+def test_no_body_makes_the_server_fail(server, body):
+    response = server.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 404)
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
 def test_an_image_is_refused_with_its_place(server):
     parts = [{"type": "text", "text": "?"}, {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}]
     with pytest.raises(openai.BadRequestError) as caught:

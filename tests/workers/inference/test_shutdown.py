@@ -3,6 +3,10 @@
 import json
 import signal
 
+import openai
+import pytest
+from safetensors.torch import load_file, save_file
+
 from tests.servers import wait_until
 from tests.workers.inference.server import InferenceServer, started_request
 from tests.workers.inference.test_server import GREEDY, MESSAGES
@@ -50,14 +54,23 @@ def test_sigterm_ends_what_runs_and_waits_with_an_error_and_the_process_with_it(
         assert "Traceback" not in server.log()
 
 
-def test_a_damaged_model_leaves_the_process_up(copy_of, tiny_folders, tmp_path):
+def test_damaged_models_leave_the_process_up(copy_of, tiny_folders, tmp_path):
     folder = copy_of("llama")
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    undefined = copy_of("endless")
+    weights = load_file(undefined / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, undefined / "model.safetensors", metadata={"format": "pt"})
     with InferenceServer(tmp_path / "home") as server:
         server.register("damaged", folder)
+        server.register("undefined", undefined)
         server.register("llama", tiny_folders["llama"])
         response = server.http.post("/v1/chat/completions", json={"model": "damaged"} | GREEDY)
         assert response.status_code == 400
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        with pytest.raises(openai.BadRequestError, match="computes NaN"):
+            server.openai.chat.completions.create(model="undefined", **GREEDY)
+        with pytest.raises(openai.APIError, match="computes NaN"):  # after the first byte, so inside the stream
+            list(server.openai.chat.completions.create(model="undefined", stream=True, **GREEDY))
         assert server.openai.chat.completions.create(model="llama", **GREEDY).choices
-        wait_until(lambda: server.http.get("/healthz").status_code == 200, what="health")
+        assert server.http.get("/healthz").status_code == 200

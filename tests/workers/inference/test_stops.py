@@ -41,6 +41,7 @@ def test_the_result_is_that_of_the_whole_text_for_every_split(stops, text, cuts)
     assert run(stops, pieces) == reference(stops, text)
 
 
+@settings(deadline=None)
 @given(stops=STOPS, text=TEXT)
 def test_no_stop_string_ever_goes_out(stops, text):
     out, _ = run(stops, list(text))
