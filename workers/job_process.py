@@ -65,9 +65,9 @@ def main(attempt: Path) -> int:
 
 def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
     import torch  # after the environment has said how many threads there are, and in no other process of ours
-    from compression.pipeline import compress
 
     from compression.core.protocols import Cancelled
+    from compression.pipeline import GateFailed, compress
 
     torch.set_num_threads(job.threads)
     artifact = attempt / words.ARTIFACT
@@ -86,8 +86,7 @@ def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
     except Cancelled:
         return None
     except ModepressError as error:
-        report = getattr(error, "report", None)  # a failed gate carries the whole report
-        kept = None if report is None else report.model_dump(mode="json")
+        kept = error.report.model_dump(mode="json") if isinstance(error, GateFailed) else None
         if artifact.exists():
             sync_tree(artifact)
         return JobResult(status="failed", report=kept, error=error.body(), peak_rss_bytes=_peak())

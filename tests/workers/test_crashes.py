@@ -1,4 +1,4 @@
-"""Whatever is killed, at whatever block: the job ends well, and its artifact is the undisturbed run's, byte for byte."""
+"""Whatever is killed, at whatever block: the job ends well, with the undisturbed run's artifact, byte for byte."""
 
 import random
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def undisturbed(live: Live) -> Artifact:
 
 
 def random_block(seed: int) -> int:
-    return random.Random(seed).randrange(1, BLOCKS)
+    return random.Random(seed).randrange(1, BLOCKS)  # noqa: S311 (no secret)
 
 
 def assert_clean(live: Live, job_id: str) -> None:
