@@ -17,7 +17,7 @@ from preflight.remote_code import refuse_remote_code
 from preflight.safetensors_header import TensorEntry
 from preflight.shards import SUFFIX, read_tensors
 from preflight.strict_json import read_object, shown_list
-from preflight.tensor_check import architecture_of, check_tensors, head_copy
+from preflight.tensor_check import architecture_of, check_tensors, head_is_copy, stored_head
 from preflight.tokenizer_files import SETTINGS, TokenizerFacts, read_tokenizer
 
 CONFIG = "config.json"
@@ -102,8 +102,9 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         family = resolve(config)
     except InvalidCheckpoint:
         family = None  # find_blockers names the reason
-    copy = head_copy(config, tensors)
-    counted = [entry for name, entry in tensors.items() if name != copy]
+    head = stored_head(config, tensors)
+    is_copy = head_is_copy(config, tensors)
+    counted = [entry for name, entry in tensors.items() if not (is_copy and name == head)]
     dtypes: dict[str, int] = {}
     for entry in counted:
         dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + entry.parameters
@@ -117,7 +118,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         bytes=sum(entry.bytes for entry in tensors.values()),
         dtype=max(dtypes, key=lambda dtype: (dtypes[dtype], dtype), default=""),
         dtypes=dtypes,
-        tied_head=family.dimensions(config).tied_head if family else config.get("tie_word_embeddings") is True,
+        tied_head=bool(config.get("tie_word_embeddings")) and (head is None or is_copy),
         vocabulary=whole_number(config.get("vocab_size")) or 0,
         context_length=whole_number(config.get("max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,

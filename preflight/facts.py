@@ -8,7 +8,7 @@ from api_schemas.errors import InvalidCheckpoint
 from api_schemas.plans import Blocker
 from preflight.families import Family, resolve
 from preflight.strict_json import shown, shown_list
-from preflight.tensor_check import FLOATING, Tensors, architecture_of, head_copy, head_differs, unexpected_tensors
+from preflight.tensor_check import FLOATING, Tensors, architecture_of, head_is_copy, stored_head, unexpected_tensors
 from preflight.tokenizer_files import TokenizerFacts
 
 ANY_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
@@ -72,12 +72,6 @@ def _tensor_blockers(config: Mapping[str, Any], tensors: Tensors) -> list[Blocke
             f"{shown_list(odd)} is stored as {tensors[odd[0]].dtype}; weights must be {', '.join(sorted(FLOATING))}"
         )
         found.append(Blocker(code="unsupported_dtype", message=message, param=odd[0][:512]))
-    if head_differs(config, tensors):
-        message = (
-            "tie_word_embeddings is true, yet a head that differs from the embedding is stored; set it to false to "
-            "keep the head, or remove the head to keep the tie"
-        )
-        found.append(Blocker(code="ambiguous_head", message=message, param="tie_word_embeddings"))
     return found
 
 
@@ -97,9 +91,14 @@ def find_warnings(config: Mapping[str, Any], tensors: Tensors, tokenizer: Tokeni
     found = []
     if tokenizer.present and not tokenizer.has_chat_template:
         found.append("the tokenizer has no chat template: chat will be refused, plain completions work")
-    copy = head_copy(config, tensors)
-    if copy is not None:
-        found.append(f"{copy} is stored although tie_word_embeddings is true; the result keeps one tensor")
+    head = stored_head(config, tensors)
+    if head is not None:
+        what = (
+            "a copy of the embedding: it is counted and kept once"
+            if head_is_copy(config, tensors)
+            else "another matrix than the embedding: the head is kept and the tie is not"
+        )
+        found.append(f"tie_word_embeddings is true, yet {head} is stored and is {what}")
     buffers = unexpected_tensors(config, tensors)[1]
     if buffers:
         found.append(f"old buffers that every loader recomputes are left aside: {shown_list(buffers)}")

@@ -31,14 +31,14 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 def known_family(config: Mapping[str, Any]) -> Family | None:
     """The family whose tensors this checkpoint must have, or None: unknown, for another task, or quantised."""
+    named = architecture_of(config)
     try:
         family = resolve(config)
     except InvalidCheckpoint as error:
         if error.code == "unsupported_architecture":
             return None
         raise
-    fits = architecture_of(config) in ("", family.architecture)
-    return family if fits and not config.get("quantization_config") else None
+    return family if named in ("", family.architecture) and not config.get("quantization_config") else None
 
 
 def check_tensors(config: Mapping[str, Any], tensors: Tensors) -> None:
@@ -58,6 +58,9 @@ def check_tensors(config: Mapping[str, Any], tensors: Tensors) -> None:
             "blocks",
         )
     required = family.required_tensors(config)
+    head = stored_head(config, tensors)
+    if head is not None:
+        required[head] = required[f"{family.embeddings}.weight"]
     missing = [name for name in required if name not in tensors]
     if missing:
         raise InvalidCheckpoint(
@@ -79,12 +82,12 @@ def unexpected_tensors(config: Mapping[str, Any], tensors: Tensors) -> tuple[lis
     family = known_family(config)
     if family is None:
         return [], []
-    extra = tensors.keys() - family.required_tensors(config).keys() - {head_copy(config, tensors)}
+    extra = tensors.keys() - family.required_tensors(config).keys() - {stored_head(config, tensors)}
     buffers = sorted(name for name in extra if name.endswith(OLD_BUFFERS))
     return sorted(extra - set(buffers)), buffers
 
 
-def head_copy(config: Mapping[str, Any], tensors: Tensors) -> str | None:
+def stored_head(config: Mapping[str, Any], tensors: Tensors) -> str | None:
     """The name of a head that is stored although the configuration ties it to the embedding, or None."""
     family = known_family(config)
     if family is None or not family.dimensions(config).tied_head:
@@ -93,12 +96,12 @@ def head_copy(config: Mapping[str, Any], tensors: Tensors) -> str | None:
     return name if name in tensors else None
 
 
-def head_differs(config: Mapping[str, Any], tensors: Tensors) -> bool:
-    """Whether such a head is another matrix than the embedding; compares the bytes until the first difference."""
-    family, name = known_family(config), head_copy(config, tensors)
-    if family is None or name is None:
-        return False
-    return not _same_bytes(tensors[name], tensors[f"{family.embeddings}.weight"])
+def head_is_copy(config: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Whether such a head is the embedding once more; compares their bytes until the first difference."""
+    family, name = known_family(config), stored_head(config, tensors)
+    return (
+        family is not None and name is not None and _same_bytes(tensors[name], tensors[f"{family.embeddings}.weight"])
+    )
 
 
 def _same_bytes(one: TensorEntry, other: TensorEntry) -> bool:

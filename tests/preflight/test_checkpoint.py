@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from api_schemas.errors import InvalidCheckpoint
 from preflight.checkpoint import describe, open_checkpoint
 from tests.preflight.breaking import WEIGHTS, blocker_codes, edit_json, edit_tensors, refused
 from tests.tiny_models import make_tiny_model
@@ -164,3 +167,26 @@ def test_unsound_tokenizer(model: Path, content: str) -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model(model: Path) -> None:
     edit_json(model / "tokenizer.json", lambda t: t["model"]["vocab"].update(surplus=384))
     assert blocker_codes(model) == ["tokenizer_mismatch"]
+
+
+KEYS = st.sampled_from(
+    "model_type architectures hidden_size num_attention_heads num_key_value_heads head_dim intermediate_size "
+    "num_hidden_layers vocab_size tie_word_embeddings attention_bias quantization_config "
+    "max_position_embeddings".split()
+)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5)
+VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=5), LEAVES, max_size=2)
+
+
+@settings(max_examples=300, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
+def test_whatever_the_configuration_only_one_kind_of_error(model: Path, changes: dict[str, Any]) -> None:
+    original = (model / "config.json").read_text()
+    edit_json(model / "config.json", lambda config: config.update(changes))
+    try:
+        checkpoint = open_checkpoint(model)
+    except InvalidCheckpoint:
+        return
+    finally:
+        (model / "config.json").write_text(original)
+    assert describe(checkpoint).parameters == 40096

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from preflight.checkpoint import describe, open_checkpoint
-from tests.preflight.breaking import INDEX, WEIGHTS, blocker_codes, edit_json, edit_tensors, refused
+from tests.preflight.breaking import INDEX, WEIGHTS, edit_json, edit_tensors, refused
 
 
 def test_missing_shard(sharded: Path) -> None:
@@ -147,14 +147,23 @@ def test_a_stored_copy_of_a_tied_head_is_counted_once(tied: Path) -> None:
     after = describe(open_checkpoint(tied))
     assert after.parameters == before.parameters
     assert after.blockers == ()
+    assert after.tied_head
     assert "lm_head.weight" in after.warnings[0]
+    assert "copy" in after.warnings[0]
 
 
-def test_a_tied_head_that_differs_is_a_blocker(tied: Path) -> None:
-    edit_tensors(tied, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}))
-    assert blocker_codes(tied) == ["ambiguous_head"]
-    edit_tensors(tied, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].half()}))
-    assert blocker_codes(tied) == ["ambiguous_head"]
+def test_a_tied_head_that_differs_is_kept_and_reported(tied: Path) -> None:
+    for change in (lambda weight: weight + 1, lambda weight: weight.half()):
+        edit_tensors(
+            tied, lambda t, change=change: t.update({"lm_head.weight": change(t["model.embed_tokens.weight"])})
+        )
+        facts = describe(open_checkpoint(tied))
+        assert facts.blockers == ()
+        assert not facts.tied_head
+        assert facts.parameters == sum(tensor.numel() for tensor in load_file(tied / WEIGHTS).values())
+        assert "another matrix" in facts.warnings[0]
+    edit_tensors(tied, lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}))
+    assert refused(tied).code == "wrong_shape"
 
 
 def test_integer_weights_block_and_mixed_dtypes_warn(model: Path) -> None:
