@@ -1,5 +1,6 @@
 """Chat and completions: the body goes to the inference process as it came, the answer comes back as it is."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -39,28 +40,28 @@ async def forward(stores: Stores, request: Request, model: str) -> Response:
 
 async def _until_disconnect(request: Request, client: httpx.AsyncClient, outgoing: httpx.Request) -> httpx.Response:
     """Send and await the answer, whole unless it is a stream; when the caller leaves, the upstream call ends too."""
-    answer: httpx.Response | None = None
-    async with anyio.create_task_group() as tasks:
+    sending = asyncio.create_task(_send(client, outgoing))
+    watching = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not sending.done():
+            raise ClientDisconnect
+        return sending.result()
+    finally:
+        sending.cancel()  # closes the connection to the inference process, which ends the generation there
+        watching.cancel()
 
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                continue
-            tasks.cancel_scope.cancel()
 
-        tasks.start_soon(watch)
-        reply = await client.send(outgoing, stream=True)
-        try:
-            if not reply.headers.get("content-type", "").startswith(STREAM):
-                await reply.aread()
-            answer = reply
-        finally:
-            if answer is None:
-                with anyio.CancelScope(shield=True):
-                    await reply.aclose()
-        tasks.cancel_scope.cancel()
-    if answer is None:
-        raise ClientDisconnect
+async def _send(client: httpx.AsyncClient, outgoing: httpx.Request) -> httpx.Response:
+    answer = await client.send(outgoing, stream=True)
+    if not answer.headers.get("content-type", "").startswith(STREAM):
+        await answer.aread()
     return answer
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue
 
 
 async def _relay(answer: httpx.Response) -> AsyncIterator[bytes]:

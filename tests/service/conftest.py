@@ -21,6 +21,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, redis_url: str, tiny_folder: P
     """An API with keys, a broker, small limits and no inference process; `tiny` is registered."""
     home = tmp_path_factory.mktemp("api")
     limits = {"max_part_bytes": "1000000", "max_file_bytes": "2000000", "max_body_bytes": "300000"}
+    limits["inference_url"] = "http://127.0.0.1:1"  # nobody listens there
     with running_api(home, broker_url=redis_url, model_roots=str(tiny_folder.parent), **limits) as api:
         with api.client() as client:
             answer = client.post("/v1/models", json={"name": "tiny", "path": str(tiny_folder)})
