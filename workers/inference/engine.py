@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from api_schemas.errors import ModepressError, NotFound, Unavailable
+from api_schemas.errors import ModepressError, Unavailable
 from workers.inference.generation import generate
 from workers.inference.loading import LoadedModel
 from workers.inference.metrics import Metrics, RequestMeter
@@ -135,11 +135,11 @@ class Engine:
             self._tickets.discard(ticket)
 
     async def _find(self, model_id: str) -> ModelSource:
-        try:
-            return await asyncio.to_thread(self.registry.find, model_id)
-        except NotFound:
-            self.models.forget(model_id)
-            raise
+        """Look the model up, after unloading what was deleted since it was loaded."""
+        held = frozenset(slot.source.id for slot in self.models.slots)
+        for gone in await asyncio.to_thread(self.registry.absent, held):
+            self.models.forget(gone)
+        return await asyncio.to_thread(self.registry.find, model_id)
 
     async def _serve(self, ticket: Ticket, source: ModelSource) -> Piece | None:
         meter = RequestMeter(self._metrics, source.id)

@@ -1,10 +1,13 @@
 """From a model's id to its folder, by the table of registered models."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from api_schemas.errors import Conflict, NotFound, Unavailable
 from job_store.database import reading
@@ -40,14 +43,29 @@ class Registry:
             Conflict: `model_not_ready`, while it is downloaded or when that failed.
             Unavailable: `database_unavailable`.
         """
-        try:
-            with reading(self.engine) as session:
-                row = None if "\0" in model_id else session.get(ModelRow, model_id)  # PostgreSQL takes no NUL
-        except OperationalError as error:
-            raise Unavailable("database_unavailable", "the database does not answer; try again soon") from error
+        with self._session() as session:
+            row = None if "\0" in model_id else session.get(ModelRow, model_id)  # PostgreSQL takes no NUL
         if row is None:
             raise NotFound("model_not_found", f"model '{model_id}' does not exist; GET /v1/models lists them", "model")
         if row.status != "ready":
             message = f"model '{model_id}' is {row.status}, not ready; see GET /v1/models/{model_id}"
             raise Conflict("model_not_ready", message, "model")
         return ModelSource(row.id, self.home / row.path, row.created_at)
+
+    def absent(self, model_ids: frozenset[str]) -> frozenset[str]:
+        """Return those of the ids that are registered no more.
+
+        Raises:
+            Unavailable: `database_unavailable`.
+        """
+        with self._session() as session:
+            found = session.scalars(select(ModelRow.id).where(ModelRow.id.in_(model_ids)))
+            return model_ids - frozenset(found)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with reading(self.engine) as session:
+                yield session
+        except OperationalError as error:
+            raise Unavailable("database_unavailable", "the database does not answer; try again soon") from error

@@ -50,3 +50,11 @@ def test_a_database_that_does_not_answer(database, tmp_path):
     with pytest.raises(Unavailable) as caught:
         Registry(database, tmp_path).find("any")  # there are no tables
     assert caught.value.code == "database_unavailable"
+
+
+def test_which_of_some_ids_are_registered_no_more(database, tmp_path):
+    upgrade(database)
+    add(database, id="here", status="ready", path="x")
+    registry = Registry(database, tmp_path)
+    assert registry.absent(frozenset({"here", "gone"})) == {"gone"}
+    assert registry.absent(frozenset()) == frozenset()

@@ -165,13 +165,14 @@ def test_a_model_that_is_not_ready(server, tiny_folders):
     assert caught.value.code == "model_not_ready"
 
 
-def test_a_deleted_model_is_refused_and_unloaded(server, tiny_folders):
+@pytest.mark.parametrize("asked", ["doomed", "llama"])
+def test_a_deleted_model_is_refused_and_unloaded_by_the_next_request(server, tiny_folders, asked):
     server.register("doomed", tiny_folders["llama"])
     server.openai.chat.completions.create(model="doomed", **GREEDY)
     assert "doomed" in server.loaded()
     server.unregister("doomed")
-    with pytest.raises(openai.NotFoundError):
-        server.openai.chat.completions.create(model="doomed", **GREEDY)
+    response = server.http.post("/v1/chat/completions", json={"model": asked} | GREEDY)
+    assert response.status_code == (404 if asked == "doomed" else 200)
     assert "doomed" not in server.loaded()
 
 
