@@ -27,7 +27,13 @@ def page() -> str:
     """The whole page as it should be now."""
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "none" if field.default in (None, PydanticUndefined) else f"`{field.default}`" if field.default != "" else "empty"
+        default = (
+            "none"
+            if field.default in (None, PydanticUndefined)
+            else f"`{field.default}`"
+            if field.default != ""
+            else "empty"
+        )
         kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "").replace("|", "or")
         kind = kind if kind != "Literal" else str(field.annotation).removeprefix("typing.Literal")
         rows.append(f"| `MODEPRESS_{name.upper()}` | {kind} | {default} | {field.description} |")

@@ -17,9 +17,7 @@ def plan_table(plan: Plan) -> RenderableType:
         (name, form(before), form(after), f"{(after - before) / before:+.1%}" if before else "")
         for name, before, after, form in counts
     ]
-    time_needed = (
-        "never measured on this machine" if plan.estimated_seconds is None else output.seconds(plan.estimated_seconds)
-    )
+    time_needed = f"about {output.seconds(plan.estimated_seconds)} ({plan.estimate_basis})"
     lines = [
         f"sparsity of the blocks: {plan.sparsity_planned:.4f} (asked {plan.sparsity_requested}), "
         f"in {', '.join(plan.modules)}",
