@@ -22,6 +22,7 @@ from modepress.broker_server import BrokerServer, find_server, prepare
 from modepress.ports import port_to_use
 
 READY_SECONDS = 30.0
+WORKER_COMMAND = (sys.executable, "-m", "celery", "-A", "workers.app:app", "worker", "-c", "1", "--pool", "prefork")
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -122,10 +123,9 @@ class Worker:
     def start(self) -> None:
         """Start it and wait until it consumes."""
         start = self.log.stat().st_size if self.log.exists() else 0
-        command = (sys.executable, "-m", "celery", "-A", "workers.app:app", "worker", "-c", "1", "--pool", "prefork")
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                command,
+                WORKER_COMMAND,
                 env={**os.environ, **self.environment},
                 cwd=REPOSITORY,
                 stdout=output,

@@ -7,12 +7,11 @@ safetensors, JSON and tokenizer files are asked for: nothing that could run.
 import sys
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -58,7 +57,7 @@ def download(request: FetchDescription, target: Path) -> None:
         Unavailable: `hub_unreachable`.
     """
     hub_id = request.hub_id
-    if request.hub_offline:
+    if request.hub_offline or constants.HF_HUB_OFFLINE:
         raise InvalidRequest("hub_offline", f"hub_id {hub_id!r}: {OFFLINE}", "hub_id")
     try:
         snapshot_download(hub_id, revision=request.revision, local_dir=target, allow_patterns=list(WANTED))
@@ -71,8 +70,6 @@ def download(request: FetchDescription, target: Path) -> None:
     except RepositoryNotFoundError as error:
         message = f"hub_id {hub_id!r} does not exist or needs a token; check its spelling"
         raise NotFound("hub_model_not_found", message, "hub_id") from error
-    except OfflineModeIsEnabled as error:
-        raise InvalidRequest("hub_offline", f"hub_id {hub_id!r}: {OFFLINE}", "hub_id") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, TimeoutError) as error:
         message = f"hub_id {hub_id!r}: the hub does not answer ({type(error).__name__}); check the network, or {REMEDY}"
         raise Unavailable("hub_unreachable", message, "hub_id") from error
