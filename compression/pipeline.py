@@ -107,6 +107,7 @@ def compress(
     """
     started = time.perf_counter()
     stages = Stages(progress)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with stages.stage("preparing", f"reading {model}"):
         ready = _prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
     for warning in ready.warnings:
@@ -132,7 +133,7 @@ def compress(
         plan=ready.plan.model_copy(update={"blocks": tuple(method.shapes), "shapes_final": True}),
         perplexity=quality.perplexity,
         divergence=quality.divergence,
-        parameters=CountBeforeAfter(before=_parameters(ready.model), after=_parameters(compressed)),
+        parameters=CountBeforeAfter(before=ready.plan.parameters_before, after=_parameters(compressed)),
         block_parameters=CountBeforeAfter(
             before=sum(block.parameters.before for block in reports),
             after=sum(block.parameters.after for block in reports),
@@ -350,7 +351,7 @@ def _gate_message(recipe: Recipe, quality: Quality) -> str:
 
 
 def _parameters(model: StreamedModel) -> int:
-    """Floating-point parameters, a tied head counted once."""
+    """Floating-point parameters; an artifact stores a tied head once."""
     return sum(entry.parameters for entry in model.tensors.values() if not entry.dtype.startswith("I"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def run_probe(folder: Path, tokens: Tensor, *, generate: int, logits: bool, proj
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
-            raise JobFailed("reload_failed", f"a fresh process could not load {folder.name}: {_last_line(done.stderr)}")
+            raise JobFailed("reload_failed", f"a fresh process could not load {folder.name}: {_reason(done.stderr)}")
         facts: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
         if facts["problems"]:
             raise JobFailed("reload_failed", f"{folder.name}: tensor names do not match: {facts['problems']}")
@@ -111,6 +112,8 @@ def prove(probed: Probed, expected: Tensor, *, project_code: bool) -> ReloadProo
     )
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+def _reason(stderr: str) -> str:
+    """The exception's own line of a traceback; its message may run on for more lines, which are left out."""
+    raised = re.findall(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt): .*$", stderr, flags=re.MULTILINE)
+    lines = raised or stderr.strip().splitlines()
+    return str(lines[-1]) if lines else "it said nothing"

@@ -63,9 +63,7 @@ def _fill_value_output(attention, state, size) -> None:  # noqa: ANN001
 
 def _dense_down(mlp, state) -> torch.Tensor:  # noqa: ANN001
     """Columns of the new down projection at the places of the units whose rows were kept."""
-    kept = [
-        int((mlp.up_proj.weight == row).all(dim=1).nonzero()[0]) for row in state["mlp.up_proj.weight"]
-    ]
+    kept = [int((mlp.up_proj.weight == row).all(dim=1).nonzero()[0]) for row in state["mlp.up_proj.weight"]]
     down = torch.zeros_like(mlp.down_proj.weight)
     down[:, kept] = state["mlp.down_proj.weight"]
     return down
@@ -73,9 +71,7 @@ def _dense_down(mlp, state) -> torch.Tensor:  # noqa: ANN001
 
 @pytest.mark.parametrize("propagation", ["dense", "sequential"])
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_layout_full_computes_its_decomposition(
-    tmp_path: Path, kind: str, settings: dict, propagation: str
-) -> None:
+def test_layout_full_computes_its_decomposition(tmp_path: Path, kind: str, settings: dict, propagation: str) -> None:
     """T11, T34: grouped, multi-query and multi-head attention, biases, odd sizes; logits keep the original scale."""
     folder = make_tiny_model(tmp_path, kind, **settings)
     done = walk(folder, step(layout="full", propagation=propagation), random_tokens(8, 32))

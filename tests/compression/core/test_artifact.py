@@ -58,9 +58,7 @@ def test_portable_with_reduced_attention_loads_in_stock_classes(tmp_path: Path, 
     tokens = random_tokens(1, 40, seed=9)
     with torch.inference_mode():
         got = model(tokens).logits[0]
-    torch.testing.assert_close(
-        got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_portable_reduced_attention_equals_the_original_scale(tmp_path: Path) -> None:
@@ -96,9 +94,7 @@ def test_full_layout_reloads_through_the_auto_classes(tmp_path: Path, kind: str)
         got = model(tokens).logits[0]
         written = model.generate(tokens, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
         again = model(written).logits[0, 39:-1].argmax(-1)
-    torch.testing.assert_close(
-        got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-5, atol=1e-5)
     assert written[0, 40:].tolist() == again.tolist()  # the cache holds narrower keys and values
 
 

@@ -117,9 +117,7 @@ def test_value_output_loses_the_discarded_singular_energy(
     v = correlated(50, head, seed)
     O = randn(group, hidden, head, seed=seed + 1)  # noqa: E741
     solved = value_output(v.T @ v / 50, O, rank)
-    error = sum(
-        float(((v @ O[i].T - v @ solved.basis @ solved.output[i].T) ** 2).sum()) / 50 for i in range(group)
-    )
+    error = sum(float(((v @ O[i].T - v @ solved.basis @ solved.output[i].T) ** 2).sum()) / 50 for i in range(group))
     stacked = torch.cat([v @ O[i].T for i in range(group)], dim=1) / 50**0.5
     singular = torch.linalg.svdvals(stacked)
     best = float((singular[rank:] ** 2).sum())
