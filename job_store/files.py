@@ -14,7 +14,7 @@ from api_schemas.files import FileObject
 from api_schemas.jobs import TERMINAL
 from api_schemas.listing import Page
 from job_store.database import reading, writing
-from job_store.landing import Landed, Landing, exclusive
+from job_store.landing import Landed, Landing, disk_errors, exclusive
 from job_store.layout import Layout, sync_folder
 from job_store.tables import FileRow, JobRow, UploadRow
 
@@ -52,13 +52,16 @@ class FileStore:
             bytes=landed.bytes,
             sha256=landed.sha256,
         )
-        with self._locked(landed.sha256):
-            self._place(landed)
-            with writing(self._engine) as session:
-                session.add(row)
-                session.flush()
-                if also is not None:
-                    also(session, row)
+        try:
+            with disk_errors(filename), self._locked(landed.sha256):
+                self._place(landed)
+                with writing(self._engine) as session:
+                    session.add(row)
+                    session.flush()
+                    if also is not None:
+                        also(session, row)
+        finally:
+            landed.path.unlink(missing_ok=True)
         return to_file(row)
 
     def get(self, file_id: str, *, param: str = "file_id") -> FileObject:
@@ -125,7 +128,6 @@ class FileStore:
     def _place(self, landed: Landed) -> None:
         target = self._layout.blob(landed.sha256)
         if target.exists():
-            landed.path.unlink()
             return
         if not target.parent.exists():
             target.parent.mkdir(parents=True)

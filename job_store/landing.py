@@ -98,6 +98,10 @@ class Landing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._finished:
-            self._file.close()
+        if self._finished:
+            return
+        try:
+            with disk_errors(self._what):
+                self._file.close()  # writes what is still buffered, so it can fail like a write
+        finally:
             self._path.unlink(missing_ok=True)

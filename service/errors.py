@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api_schemas.errors import ErrorBody, ModepressError, TooLarge, Unavailable
+from api_schemas.errors import ErrorBody, InsufficientStorage, ModepressError, TooLarge, Unavailable
 
 log = logging.getLogger("modepress.service")
 
@@ -65,6 +65,11 @@ def render_named(request: Request, error: ModepressError) -> Response:
 def render_database(request: Request, error: OperationalError) -> Response:
     """Return the answer when the database is away; the log has what it said."""
     log.error("database: %s", error)
+    if "full" in str(error.orig):  # SQLite: "database or disk is full"; PostgreSQL: DiskFull
+        full = InsufficientStorage(
+            "disk_full", "no space left for the database; free space on the server and try again"
+        )
+        return render_named(request, full)
     lost = Unavailable("database_unavailable", "the database does not answer; try again in a moment")
     return render_named(request, lost)
 

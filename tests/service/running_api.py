@@ -74,7 +74,7 @@ def _answers(url: str) -> bool:
 def running_api(home: Path, *, port: int | None = None, **settings: str) -> Iterator[RunningApi]:
     """Run the API over a data folder; `settings` are `MODEPRESS_*` without the prefix, in lower case."""
     home.mkdir(parents=True, exist_ok=True)
-    engine = make_engine(Settings(home=home).resolved_database_url)
+    engine = make_engine(Settings(home=home, database_url=settings.get("database_url")).resolved_database_url)
     upgrade(engine)
     key = KeyStore(engine).create("test").secret
     engine.dispose()

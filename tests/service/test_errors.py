@@ -7,7 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import event
 
+from job_store.database import upgrade
 from job_store.settings import Settings
 from service.app import create_app
 from tests.service.errors_seen import error_of
@@ -27,6 +29,17 @@ def ask(app: FastAPI, path: str) -> httpx.Response:
             return await client.get(path, headers={"authorization": "Bearer x"})
 
     return asyncio.run(get())
+
+
+def post(app: FastAPI, path: str, key: str, body: object) -> httpx.Response:
+    """Send one request with a key and a body to an app in this process."""
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post(path, headers={"authorization": f"Bearer {key}"}, json=body)
+
+    return asyncio.run(send())
 
 
 def job(**changes: object) -> dict[str, Any]:
@@ -225,3 +238,22 @@ def test_a_database_that_is_away(tmp_path_factory: pytest.TempPathFactory) -> No
     ready = ask(app, "/readyz").json()
     assert ready["checks"]["database"]["ok"] is False
     error_of(ask(app, "/metrics"), 503, "database_unavailable")
+
+
+def test_a_database_that_is_full(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """SQLite itself says so once it may not grow."""
+    app = create_app(Settings(home=tmp_path_factory.mktemp("full"), broker_url="redis://127.0.0.1:1/0"))
+    stores = app.state.stores
+    stores.layout.prepare()
+    upgrade(stores.engine)
+    key = stores.keys.create("test").secret
+
+    def cap(connection: Any, *_: object) -> None:
+        connection.execute("PRAGMA max_page_count=1")  # SQLite takes the present size, so nothing more fits
+
+    event.listen(stores.engine, "checkout", cap)
+    for number in range(200):
+        answer = post(app, "/v1/uploads", key, {"filename": "x" * 500, "purpose": "model", "bytes": number})
+        if answer.status_code != 200:
+            break
+    error_of(answer, 507, "disk_full")

@@ -1,13 +1,17 @@
 """Jobs over HTTP: planned before they are queued, replayed by key, followed by list and by stream."""
 
 import json
+import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from api_schemas.events import ProgressEvent
@@ -15,6 +19,8 @@ from api_schemas.jobs import Usage
 from job_store.database import make_engine
 from job_store.jobs import JobStore
 from job_store.leases import Ending, LeaseStore
+from service.event_stream import stream_events
+from tests.servers import wait_until
 from tests.service.errors_seen import error_of
 from tests.service.running_api import RunningApi, running_api
 
@@ -261,3 +267,28 @@ def test_job_store_sees_what_the_api_wrote(api: RunningApi, client: httpx.Client
     stored = JobStore(make_engine(api.settings().resolved_database_url)).get(job["id"])
     assert stored.model_dump(mode="json") == job
     client.post(f"/v1/compression/jobs/{job['id']}/cancel")
+
+
+def test_a_quiet_stream_is_kept_alive(api: RunningApi, client: httpx.Client) -> None:
+    """The interval is asserted, not waited for."""
+    job = submit(client)["id"]
+    jobs = JobStore(make_engine(api.settings().resolved_database_url))
+    assert stream_events(jobs, job, 0).ping_interval == 15
+    client.post(f"/v1/compression/jobs/{job}/cancel")
+
+
+def test_an_open_stream_does_not_hold_up_the_end_of_the_server(
+    tmp_path: Path, tiny_folder: Path, redis_url: str
+) -> None:
+    settings = {"model_roots": str(tiny_folder.parent), "broker_url": redis_url}
+    with running_api(tmp_path / "home", **settings) as api, api.client() as client:
+        client.post("/v1/models", json={"name": "tiny", "path": str(tiny_folder)})
+        route = f"/v1/compression/jobs/{submit(client)['id']}/events"
+        with client.stream("GET", route, headers={"accept": "text/event-stream"}) as answer:
+            lines = answer.iter_lines()
+            assert next(lines)
+            os.kill(api.pid, signal.SIGTERM)
+            with suppress(httpx.TransportError):  # an aborted stream is as good an end as a closed one
+                for _ in lines:
+                    continue
+            wait_until(lambda: psutil.Process(api.pid).status() == psutil.STATUS_ZOMBIE, what="the end of the server")
