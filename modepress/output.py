@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 Form = Callable[[float], str]
+
+UNFOLDED = 1000
 
 err = Console(stderr=True, highlight=False)
 
@@ -29,23 +31,28 @@ def write_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def console() -> Console:
+    """Stdout for people. Made at each call: its width is the terminal's now; into a pipe or file nothing is folded."""
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=UNFOLDED)
+
+
 def show(value: Any, *, as_json: bool, human: Callable[[], RenderableType]) -> None:
     """Write a value as JSON, or what `human` makes of it."""
     if as_json:
         write_json(value)
     else:
-        # Made at each call: the width is the terminal's now, and tests swap stdout.
         shown = human()
-        Console(highlight=False).print(shown, soft_wrap=isinstance(shown, str), markup=False)
+        console().print(shown, soft_wrap=isinstance(shown, str), markup=False)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
     """Lay rows out; columns that begin with '>' are numbers and stand to the right."""
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(
-            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
-        )
+    for index, column in enumerate(columns):
+        side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        # The first names the thing and is copied from the screen: it stays whole.
+        grid.add_column(column.removeprefix(">"), justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         grid.add_row(*row)
     return grid

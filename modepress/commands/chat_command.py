@@ -52,13 +52,20 @@ def _converse(client: Client, model_id: str, turns: list[dict[str, str]], sampli
         turns = [*turns, {"role": "assistant", "content": _stream(client, model_id, turns, sampling)}]
 
 
+def _harmless(text: str) -> str:
+    """A model may write anything, also sequences that a terminal obeys: those are shown as a mark."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def _stream(client: Client, model_id: str, turns: list[dict[str, str]], sampling: dict[str, Any]) -> str:
     text = ""
     reason = None
     for piece in client.chat_stream(model_id, turns, **sampling):
         text += piece.text
         reason = piece.finish_reason or reason
-        sys.stdout.write(piece.text)
+        sys.stdout.write(_harmless(piece.text) if sys.stdout.isatty() else piece.text)
         sys.stdout.flush()
     sys.stdout.write("\n")
     if reason == "length":

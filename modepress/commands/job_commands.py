@@ -5,7 +5,6 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from api_schemas.jobs import Job
 from modepress import output
@@ -87,7 +86,7 @@ def compress(
     if as_json:
         output.write_json({"job": ended, "report": found})
     else:
-        console = Console(highlight=False)
+        console = output.console()
         console.print(job_lines(ended), soft_wrap=True, markup=False)
         if found is not None:
             console.print(report_table(found))

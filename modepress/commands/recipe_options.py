@@ -47,9 +47,9 @@ def build_recipe(
             raise typer.BadParameter(f"{file} has no step that --sparsity, --layout or --allocation could change")
         steps[0].update(_given(step))
     for field, options in (("calibration", calibration), ("evaluation", evaluation)):
-        options = {**options, **_text_source(client, options.pop("text", None))}
-        if _given(options):
-            draft[field] = {**_kept(draft.get(field, {}), options), **_given(options)}
+        said = {**_text_source(client, options.get("text")), **_given(options, without="text")}
+        if said:
+            draft[field] = {**_kept(draft.get(field, {}), said), **said}
     draft.update(_given(top))
     try:
         return Recipe.model_validate(draft)
@@ -74,8 +74,8 @@ def _read(path: Path) -> dict[str, Any]:
     return draft
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _given(options: dict[str, Any], *, without: str = "") -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None and name != without}
 
 
 def _kept(earlier: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

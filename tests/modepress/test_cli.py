@@ -87,9 +87,10 @@ def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: s
 
     said = ("What is the capital of France?", "--max-tokens", "5")
     answer = shell.json("chat", job["compressed_model"], *said)
-    assert shell.run("chat", job["compressed_model"], *said).stdout == answer["text"] + "\n"
+    text = answer["text"].replace("\r\n", "\n").replace("\r", "\n") + "\n"  # as a pipe read in text mode gives it
+    assert shell.run("chat", job["compressed_model"], *said).stdout == text
     piped = shell.run("chat", job["compressed_model"], "--max-tokens", "5", stdin=said[0])
-    assert piped.stdout == answer["text"] + "\n"
+    assert piped.stdout == text
     assert shell.json("delete", job["compressed_model"])["deleted"] is True
 
 
