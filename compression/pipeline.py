@@ -8,49 +8,26 @@ verifying    a fresh process loads it and must compute what we computed; then it
 evaluating   before and after on text that calibration did not see; then the gate
 """
 
-import hashlib
-import json
-import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from safetensors.torch import load_file, save
-from torch import Tensor
-from transformers import AutoTokenizer
-
-from api_schemas.errors import InsufficientStorage, InvalidRecipe, JobFailed
-from api_schemas.plans import Plan
+from api_schemas.errors import JobFailed
 from api_schemas.recipe import Recipe
-from api_schemas.reports import (
-    BlockReport,
-    CompressionReport,
-    CountBeforeAfter,
-    MeasuredPair,
-    ReloadProof,
-)
-from compression.core.allocation import allocate
+from api_schemas.reports import BlockReport, CompressionReport, CountBeforeAfter, MeasuredPair, ReloadProof
 from compression.core.artifact import Result, write_artifact
-from compression.core.block_store import FolderBlockStore, sync_folder, write_durably
-from compression.core.blockwise import compress_blocks, profile
+from compression.core.block_store import FolderBlockStore, sync_folder
+from compression.core.blockwise import compress_blocks
 from compression.core.memory import peak_rss_bytes
 from compression.core.protocols import ProgressSink
-from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
-from compression.core.texts import Windows, assert_disjoint, load_windows
 from compression.evaluation import Quality, compare
-from compression.methods.modegpt import Modegpt, keep_pairs
+from compression.methods.modegpt import Modegpt
+from compression.planning import choose_method
+from compression.prepare import Prepared, fingerprint, prepare, versions
 from compression.reload import Probed, expected_logits, prove, run_probe
 from compression.stages import Stages
-from preflight.checkpoint import Checkpoint, open_checkpoint
-from preflight.families import Family, resolve
-from preflight.plans import make_plan, recipe_hash
-from preflight.shapes import shapes_for
+from preflight.plans import recipe_hash
 
 PROOF_TOKENS = 64
 
@@ -62,19 +39,6 @@ class GateFailed(JobFailed):
         """Carry the report with the failure."""
         super().__init__("quality_gate", message, "recipe.gate.perplexity_increase")
         self.report = report
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that is known before the first block."""
-
-    checkpoint: Checkpoint
-    family: Family
-    plan: Plan
-    model: StreamedModel
-    calibration: Windows
-    evaluation: Windows
-    warnings: tuple[str, ...]
 
 
 def compress(
@@ -109,11 +73,11 @@ def compress(
     stages = Stages(progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     with stages.stage("preparing", f"reading {model}"):
-        ready = _prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
+        ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
     for warning in ready.warnings:
         stages.warn(warning)
-    store = FolderBlockStore(blocks / _fingerprint(recipe, model, ready)[:32])
-    method = _method(recipe, ready, store, stages)
+    store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
+    method = choose_method(recipe, ready, store, stages)
     with stages.stage("compressing", f"compressing {ready.model.blocks} blocks"):
         reports = _walk(recipe, ready, method, store, stages)
     partial = target.with_name(f".{target.name}.partial")
@@ -156,110 +120,6 @@ def compress(
     if report.gate_passed is False:
         raise GateFailed(_gate_message(recipe, quality), report)
     return report
-
-
-def versions() -> dict[str, str]:
-    """What computed it."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def _prepare(
-    recipe: Recipe,
-    source: Path,
-    target: Path,
-    model: str,
-    *,
-    files: Mapping[str, Path],
-    roots: Sequence[Path] | None,
-    hub_offline: bool,
-) -> Prepared:
-    checkpoint = open_checkpoint(source)
-    plan = make_plan(checkpoint, recipe, model=model)
-    if plan.blockers:
-        first = plan.blockers[0]
-        raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
-    free = shutil.disk_usage(target.parent).free
-    if free < plan.disk_bytes:
-        raise InsufficientStorage(
-            "disk_full",
-            f"{target.parent} has {free} bytes free, the job needs about {plan.disk_bytes}; free some and submit again",
-        )
-    family = resolve(checkpoint.config)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    write = writer(source, tokenizer, recipe.seed)
-
-    def windows(text: Any, wanted: int, role: Any) -> Windows:
-        return load_windows(
-            text,
-            wanted,
-            tokenizer,
-            files=files,
-            roots=roots,
-            hub_offline=hub_offline,
-            role=role,
-            write_text=write,
-        )
-
-    calibration = windows(recipe.calibration, recipe.calibration.num_samples, "calibration")
-    evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
-    assert_disjoint(calibration, evaluation)
-    warnings = list(plan.notes)
-    for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
-        if text.used < text.requested:
-            warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
-    streamed = StreamedModel(source, family, checkpoint.tensors)
-    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings))
-
-
-def _fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
-    """What the bits of a finished block depend on; blocks made under another one are not looked at."""
-    tensors = {name: [entry.dtype, list(entry.shape)] for name, entry in ready.model.tensors.items()}
-    facts = [
-        recipe_hash(recipe, model),
-        dict(ready.checkpoint.config),
-        tensors,
-        ready.calibration.use.sha256,
-        versions(),
-        torch.get_num_threads(),
-    ]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Modegpt:
-    """Fix widths and shared rotary pairs; walks the original model once where they depend on data."""
-    step, size = recipe.steps[0], ready.family.dimensions(ready.checkpoint.config)
-    shapes, shared = ready.plan.blocks, None
-    shares_pairs = step.layout == "portable" and shapes[0].query_key_rank < size.head_dim
-    if step.allocation == "block_influence" or shares_pairs:
-        with stages.stage("calibrating", "profiling the original model"):
-            influence, scores = _profile(ready, store, stages)
-        if step.allocation == "block_influence":
-            sparsities = allocate(influence.tolist(), step.sparsity, step.temperature, step.sparsity_cap)
-            shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
-        if shares_pairs:
-            # every head of every block votes with the same weight
-            votes = (scores / scores.sum(dim=-1, keepdim=True)).sum(dim=(0, 1))
-            shared = keep_pairs(votes[None], shapes[0].query_key_rank)[0]
-    return Modegpt(step, ready.family, size, shapes, shared)
-
-
-def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[Tensor, Tensor]:
-    """Block influence `[blocks]` and pair scores `[blocks, kv_heads, head_dim / 2]`; kept for later attempts."""
-    kept = store.folder / "profile.safetensors"
-    if not kept.exists():
-        size = ready.family.dimensions(ready.checkpoint.config)
-        total = ready.model.blocks
-        taken = profile(
-            ready.model,
-            size,
-            ready.model.embed(ready.calibration.tokens),
-            lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
-        )
-        influence = torch.tensor([one.influence.value() for one in taken], dtype=torch.float64)
-        scores = torch.stack([one.pair_scores() for one in taken])
-        write_durably(kept, save({"influence": influence, "scores": scores}))
-    tensors = load_file(kept)
-    return tensors["influence"], tensors["scores"]
 
 
 def _walk(

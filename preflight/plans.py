@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api_schemas.errors import InvalidCheckpoint, InvalidRecipe
+from api_schemas.errors import InvalidRecipe
 from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.models import CheckpointFacts
 from api_schemas.plans import Blocker, BlockShape, Plan, RuntimeSupport
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
@@ -49,40 +50,56 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     except InvalidRecipe as impossible:
         blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
         shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
-    costs = block_costs(family, checkpoint.config)
-    block_before = costs.parameters(dense_shape(family, checkpoint.config)) * len(shapes)
-    block_after = sum(costs.parameters(shape) for shape in shapes)
-    bytes_after = facts.bytes - _block_bytes(checkpoint, family, len(shapes)) * (block_before - block_after) // max(
-        1, block_before
-    )
+    counts = _count(checkpoint, family, facts, shapes)
     work = Workload.of(family, checkpoint, recipe, shapes)
-    rate = flops_per_second or ASSUMED_FLOPS_PER_CORE * (os.cpu_count() or 1)
     return Plan(
         model=model,
         family=family.name,
         layout=step.layout,
         modules=step.resolved_modules,
         sparsity_requested=step.sparsity,
-        sparsity_planned=1 - block_after / block_before,
-        parameters_before=facts.parameters,
-        parameters_after=facts.parameters - block_before + block_after,
-        block_parameters_before=block_before,
-        block_parameters_after=block_after,
-        bytes_before=facts.bytes,
-        bytes_after=bytes_after,
+        **counts,
         blocks=shapes,
         shapes_final=step.allocation == "uniform",
         peak_memory_bytes=peak_memory_bytes(work),
-        disk_bytes=disk_bytes(work, bytes_after),
+        disk_bytes=disk_bytes(work, int(counts["bytes_after"])),
         flops=flops(work),
-        estimated_seconds=flops(work) / rate,
-        estimate_basis="the rate of the last job on this server"
-        if flops_per_second
-        else f"assumed {ASSUMED_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s per core, {os.cpu_count()} cores; not measured yet",
+        **_time(flops(work), flops_per_second),
         runtimes=runtime_support(family, step, shapes[0], dense_shape(family, checkpoint.config)),
         notes=_notes(step, facts.warnings),
         blockers=tuple(blockers),
     )
+
+
+def _count(
+    checkpoint: Checkpoint, family: Family, facts: CheckpointFacts, shapes: Sequence[BlockShape]
+) -> dict[str, Any]:
+    """Parameters and bytes before and after; blocks keep their dtype, everything else is untouched."""
+    costs = block_costs(family, checkpoint.config)
+    before = costs.parameters(dense_shape(family, checkpoint.config)) * len(shapes)
+    after = sum(costs.parameters(shape) for shape in shapes)
+    saved = _block_bytes(checkpoint, family, len(shapes)) * (before - after) // max(1, before)
+    return {
+        "sparsity_planned": 1 - after / before,
+        "parameters_before": facts.parameters,
+        "parameters_after": facts.parameters - before + after,
+        "block_parameters_before": before,
+        "block_parameters_after": after,
+        "bytes_before": facts.bytes,
+        "bytes_after": facts.bytes - saved,
+    }
+
+
+def _time(operations: float, flops_per_second: float | None) -> dict[str, Any]:
+    """Estimated seconds, and what the estimate rests on."""
+    if flops_per_second is not None:
+        return {
+            "estimated_seconds": operations / flops_per_second,
+            "estimate_basis": "the rate of the last job on this server",
+        }
+    cores = os.cpu_count() or 1
+    basis = f"assumed {ASSUMED_FLOPS_PER_CORE / 1e9:.0f} GFLOP/s per core, {cores} cores; not measured yet"
+    return {"estimated_seconds": operations / (ASSUMED_FLOPS_PER_CORE * cores), "estimate_basis": basis}
 
 
 def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:

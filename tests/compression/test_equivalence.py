@@ -49,7 +49,7 @@ def masked_reference(folder: Path, done: Walk) -> torch.nn.Module:
     return model
 
 
-def _fill_value_output(attention, state, size) -> None:  # noqa: ANN001
+def _fill_value_output(attention, state, size) -> None:
     """Put `basis` back by least squares: v' = v B, so B is what maps the old value rows to the new ones."""
     new_v = state["self_attn.v_proj.weight"].reshape(size.kv_heads, -1, size.hidden)
     old_v = attention.v_proj.weight.reshape(size.kv_heads, size.head_dim, size.hidden)
@@ -61,7 +61,7 @@ def _fill_value_output(attention, state, size) -> None:  # noqa: ANN001
     attention.o_proj.weight.copy_(dense_o.reshape(size.hidden, -1))
 
 
-def _dense_down(mlp, state) -> torch.Tensor:  # noqa: ANN001
+def _dense_down(mlp, state) -> torch.Tensor:
     """Columns of the new down projection at the places of the units whose rows were kept."""
     kept = [int((mlp.up_proj.weight == row).all(dim=1).nonzero()[0]) for row in state["mlp.up_proj.weight"]]
     down = torch.zeros_like(mlp.down_proj.weight)

@@ -214,7 +214,7 @@ def test_evaluation_text_may_not_be_the_calibration_text(tmp_path: Path) -> None
 def test_a_disk_that_cannot_hold_the_job_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_tiny_model(tmp_path / "in", "llama")
     usage = type("usage", (), {"free": 10})
-    monkeypatch.setattr("compression.pipeline.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("compression.prepare.shutil.disk_usage", lambda _: usage)
     with pytest.raises(InsufficientStorage) as caught:
         run(folder, tmp_path / "out", recipe())
     assert caught.value.code == "disk_full"

@@ -1,5 +1,6 @@
 """The capped entropy allocation: budget, bounds, order, optimality."""
 
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def test_mean_is_the_request_and_no_block_exceeds_the_cap(values: list[float], s
 def test_more_influence_never_gets_more_sparsity(values: list[float], sparsity: float) -> None:
     got = allocate(values, sparsity, 0.5, 0.8)
     by_influence = [share for _, share in sorted(zip(values, got, strict=True), key=lambda pair: pair[0])]
-    assert all(a >= b - 1e-12 for a, b in zip(by_influence, by_influence[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(by_influence))
 
 
 def test_uncapped_blocks_satisfy_the_optimality_condition() -> None:

@@ -112,7 +112,7 @@ def test_keep_pairs_takes_the_best_of_each_head_in_ascending_order() -> None:
 def test_value_output_loses_the_discarded_singular_energy(
     group: int, hidden: int, head: int, seed: int, data: st.DataObject
 ) -> None:
-    """Invariant 4: squared error over the group == discarded singular energy of R [O_1ᵀ | …]; no rank-k map is better."""
+    """Invariant 4: the group's error is the discarded singular energy of R [O_1ᵀ | …]; no rank-k map is better."""
     rank = data.draw(st.integers(1, head))
     v = correlated(50, head, seed)
     O = randn(group, hidden, head, seed=seed + 1)  # noqa: E741

@@ -1,0 +1,109 @@
+"""Everything that is known, checked and refused before the first block."""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from api_schemas.errors import InsufficientStorage, InvalidRecipe
+from api_schemas.plans import Plan
+from api_schemas.recipe import Recipe
+from compression.core.self_text import writer
+from compression.core.streamed_model import StreamedModel
+from compression.core.texts import Windows, assert_disjoint, load_windows
+from preflight.checkpoint import Checkpoint, open_checkpoint
+from preflight.families import Family, resolve
+from preflight.plans import make_plan, recipe_hash
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before the first block."""
+
+    checkpoint: Checkpoint
+    family: Family
+    plan: Plan
+    model: StreamedModel
+    calibration: Windows
+    evaluation: Windows
+    warnings: tuple[str, ...]
+
+
+def versions() -> dict[str, str]:
+    """What computed it."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def prepare(
+    recipe: Recipe,
+    source: Path,
+    target: Path,
+    model: str,
+    *,
+    files: Mapping[str, Path],
+    roots: Sequence[Path] | None,
+    hub_offline: bool,
+) -> Prepared:
+    """Open the checkpoint, plan, refuse by name, read the texts.
+
+    Raises:
+        ModepressError: the first blocker's code with all their messages; `disk_full`; the texts' own errors.
+    """
+    checkpoint = open_checkpoint(source)
+    plan = make_plan(checkpoint, recipe, model=model)
+    if plan.blockers:
+        first = plan.blockers[0]
+        raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
+    free = shutil.disk_usage(target.parent).free
+    if free < plan.disk_bytes:
+        raise InsufficientStorage(
+            "disk_full",
+            f"{target.parent} has {free} bytes free, the job needs about {plan.disk_bytes}; free some and submit again",
+        )
+    family = resolve(checkpoint.config)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    write = writer(source, tokenizer, recipe.seed)
+
+    def windows(text: Any, wanted: int, role: Any) -> Windows:
+        return load_windows(
+            text,
+            wanted,
+            tokenizer,
+            files=files,
+            roots=roots,
+            hub_offline=hub_offline,
+            role=role,
+            write_text=write,
+        )
+
+    calibration = windows(recipe.calibration, recipe.calibration.num_samples, "calibration")
+    evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
+    assert_disjoint(calibration, evaluation)
+    warnings = list(plan.notes)
+    for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
+        if text.used < text.requested:
+            warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
+    streamed = StreamedModel(source, family, checkpoint.tensors)
+    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings))
+
+
+def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
+    """What the bits of a finished block depend on; blocks made under another one are not looked at."""
+    tensors = {name: [entry.dtype, list(entry.shape)] for name, entry in ready.model.tensors.items()}
+    facts = [
+        recipe_hash(recipe, model),
+        dict(ready.checkpoint.config),
+        tensors,
+        ready.calibration.use.sha256,
+        versions(),
+        torch.get_num_threads(),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

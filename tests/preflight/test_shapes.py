@@ -1,0 +1,159 @@
+"""Widths and counts: parameters counted from shapes are those transformers builds; budgets are met."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from api_schemas.errors import InvalidCheckpoint, InvalidRecipe
+from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.plans import BlockShape
+from compression.runtime.models import resize_block_
+from preflight.families import known_families, resolve
+from preflight.shapes import block_costs, dense_shape, shapes_for
+
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+LLAMA_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+
+
+def step(**settings: Any) -> ModegptConfig:
+    return ModegptConfig.model_validate({"method": "modegpt", "sparsity": 0.3, **settings})
+
+
+def built(kind: str, **settings: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, vocab_size=50, num_key_value_heads=2, **sizes, **settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return model, json.loads(config.to_json_string())
+
+
+CASES = [
+    ("llama", {}),
+    ("llama", {"attention_bias": True}),
+    ("llama", {"mlp_bias": True, "tie_word_embeddings": True}),
+    ("mistral", {"head_dim": 10}),
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_required_tensors_are_what_transformers_builds(kind: str, settings: dict[str, Any]) -> None:
+    model, config = built(kind, **settings)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    assert resolve(config).required_tensors(config) == expected
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+@pytest.mark.parametrize("shape", [(40, 6, 6), (33, 4, 5), (17, 2, 1)])
+def test_costs_count_the_parameters_of_any_shape(
+    kind: str, settings: dict[str, Any], shape: tuple[int, int, int]
+) -> None:
+    model, config = built(kind, **settings)
+    wanted = BlockShape(mlp_width=shape[0], query_key_rank=shape[1], value_output_rank=shape[2])
+    block = model.model.layers[0]
+    resize_block_(block, wanted.model_dump())
+    counted = sum(parameter.numel() for parameter in block.parameters())
+    assert block_costs(resolve(config), config).parameters(wanted) == counted
+
+
+@given(sparsity=st.floats(0.02, 0.6), layout=st.sampled_from(["portable", "full"]))
+@settings(deadline=None)
+def test_the_budget_is_met_within_one_rounding_step(sparsity: float, layout: str) -> None:
+    family = resolve(LLAMA_7B)
+    asked = step(sparsity=sparsity, layout=layout)
+    shape = shapes_for(family, LLAMA_7B, asked)[0]
+    costs = block_costs(family, LLAMA_7B)
+    planned = 1 - costs.parameters(shape) / costs.parameters(dense_shape(family, LLAMA_7B))
+    assert abs(planned - sparsity) <= asked.resolved_round_to * costs.per_mlp_unit / costs.parameters(
+        dense_shape(family, LLAMA_7B)
+    )
+    assert shape.mlp_width % asked.resolved_round_to == 0
+
+
+@given(st.lists(st.floats(0.0, 0.75), min_size=30, max_size=30))
+@settings(deadline=None, max_examples=50)
+def test_different_sparsities_still_meet_the_total_within_half_a_percent(sparsities: list[float]) -> None:
+    """Invariant 8: rounding errors are handed on, so they do not add up."""
+    family = resolve(SMOLLM2)
+    asked = step(layout="full", allocation="block_influence", sparsity=0.5)
+    costs = block_costs(family, SMOLLM2)
+    whole = costs.parameters(dense_shape(family, SMOLLM2))
+    kept = sum(costs.parameters(shape) for shape in shapes_for(family, SMOLLM2, asked, sparsities))
+    assert abs((30 * whole - kept) / (30 * whole) - sum(sparsities) / 30) < 0.005
+
+
+def test_widths_are_rounded_to_what_kernels_like() -> None:
+    """T16: 0.7 of 11008 is 7705.6; a multiple of 128 is 7680."""
+    asked = step(sparsity=0.3 * 3 * 4096 * 11008 / (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096), round_to=128)
+    assert shapes_for(resolve(LLAMA_7B), LLAMA_7B, asked)[0].mlp_width == 7680
+
+
+def test_portable_has_one_rank_for_query_key_and_value_output_and_full_may_have_two() -> None:
+    modules = ["mlp", "query_key", "value_output"]
+    portable = shapes_for(resolve(SMOLLM2), SMOLLM2, step(modules=modules))
+    assert len(set(portable)) == 1
+    assert portable[0].query_key_rank == portable[0].value_output_rank == 44
+    full = shapes_for(resolve(SMOLLM2), SMOLLM2, step(layout="full"))
+    assert (full[0].query_key_rank, full[0].value_output_rank) == (44, 45)
+
+
+def test_a_sparsity_the_chosen_parts_cannot_carry_is_refused() -> None:
+    with pytest.raises(InvalidRecipe) as caught:
+        shapes_for(resolve(SMOLLM2), SMOLLM2, step(layout="full", modules=["query_key"], sparsity=0.3))
+    assert caught.value.code == "sparsity_impossible"
+
+
+def test_every_family_table_is_found_by_its_name() -> None:
+    assert {"llama", "mistral", "qwen2"} <= set(known_families())
+    for name in known_families():
+        assert resolve({**SMOLLM2, "model_type": name}).name == name
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"model_type": "bert"}, "unsupported_architecture"),
+        ({"model_type": "../../etc"}, "unsupported_architecture"),
+        ({"model_type": "spec"}, "unsupported_architecture"),
+        ({"model_type": None}, "unsupported_architecture"),
+        ({"hidden_size": None}, "invalid_config"),
+        ({"hidden_size": -1}, "invalid_config"),
+        ({"num_attention_heads": 0}, "invalid_config"),
+        ({"num_key_value_heads": 2}, "invalid_config"),
+        ({"head_dim": 7}, "invalid_config"),
+        ({"intermediate_size": "many"}, "invalid_config"),
+        ({"vocab_size": 2**40}, "invalid_config"),
+    ],
+)
+def test_impossible_configurations_are_named(change: dict[str, Any], code: str) -> None:
+    with pytest.raises(InvalidCheckpoint) as caught:
+        resolve({**SMOLLM2, **change})
+    assert caught.value.code == code
+
+
+def test_a_missing_size_is_named() -> None:
+    config = {key: value for key, value in SMOLLM2.items() if key != "vocab_size"}
+    with pytest.raises(InvalidCheckpoint, match="vocab_size"):
+        resolve(config)
