@@ -166,6 +166,7 @@ class LeaseStore:
                 return None
             if not counted:
                 row.attempt -= 1
+                reason += ", which costs no attempt"
             self._give_back(session, row, reason, error)
             return cast(JobStatus, row.status)
 
@@ -204,7 +205,7 @@ class LeaseStore:
         if row.status == "cancelling":
             advance(session, row, "cancelled", now, f"Job cancelled ({reason})")
         elif row.attempt < self._max_attempts:
-            again = f"{reason}; attempt {row.attempt} of {self._max_attempts} ends and the job is queued again"
+            again = f"{reason}; the job is queued again after {row.attempt} of {self._max_attempts} attempts"
             advance(session, row, "queued", now, again, level="warn")
             row.enqueued_at = now
         else:

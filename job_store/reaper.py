@@ -35,9 +35,10 @@ class Reaper(threading.Thread):
         while not self._stopping.wait(self._settings.reaper_seconds):
             try:
                 self.repair()
-            except (Unavailable, SQLAlchemyError, OSError) as error:
-                self.failures += 1
-                logger.warning("repair will be tried again: %s", type(error).__name__)
+            except Unavailable as error:
+                self._count_failure(error.message)
+            except (SQLAlchemyError, OSError) as error:
+                self._count_failure(type(error).__name__)
 
     def stop(self) -> None:
         """Ask the thread to end and wait for it."""
@@ -64,6 +65,10 @@ class Reaper(threading.Thread):
         if downloading and depth("fetch_model", broker_url=self._settings.broker_url) == 0:
             for model_id in downloading:
                 self._send(model_id, "fetch_model")
+
+    def _count_failure(self, reason: str) -> None:
+        self.failures += 1
+        logger.warning("repair will be tried again in %g s: %s", self._settings.reaper_seconds, reason)
 
     def _send(self, object_id: str, kind: str) -> None:
         enqueue(object_id, kind, broker_url=self._settings.broker_url)

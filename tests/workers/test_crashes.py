@@ -71,6 +71,32 @@ def test_the_worker_is_killed(live: Live, undisturbed: Artifact) -> None:
     assert_clean(live, job_id)
 
 
+def test_the_supervisor_alone_is_killed(live: Live, undisturbed: Artifact) -> None:
+    job_id = live.submit()
+    live.until_block(job_id, random_block(4))
+    (process,) = live.worker.job_processes()
+    supervisor = process.parent()
+    assert supervisor is not None
+    supervisor.kill()  # the main process gives the message to a new pool process, which finds the lease still held
+    job = live.ended(job_id)
+    assert (live.artifact(job), job.attempt) == (undisturbed, 2)
+    assert_clean(live, job_id)
+
+
+def test_the_worker_is_killed_on_postgresql(
+    live: Live, undisturbed: Artifact, tmp_path: Path, postgres_database: str
+) -> None:
+    model = Path(live.place.layout.home).parent / "model"
+    with live_service(tmp_path, model, database_url=postgres_database) as production:
+        job_id = production.submit()
+        production.until_block(job_id, random_block(5))
+        production.worker.kill()
+        production.worker.start()
+        job = production.ended(job_id)
+        assert (production.artifact(job), job.attempt) == (undisturbed, 2)
+        assert_clean(production, job_id)
+
+
 def test_redis_is_killed_and_comes_back(live: Live, undisturbed: Artifact) -> None:
     running, waiting = live.submit(), live.submit()
     live.until_block(running, random_block(3))
