@@ -12,7 +12,7 @@ from modepress import output
 from modepress.api_error import ModepressApiError
 from modepress.commands import chat_command, job_commands, key_commands, model_commands, server_commands
 from modepress.commands.recipe_options import in_words
-from modepress.exit_codes import ExitCode, of_error
+from modepress.exit_codes import ExitCode, of_error, of_status
 
 EPILOG = (
     "Exit status: 0 done, 1 server failed or unknown, 2 usage, 3 refused by the server, 4 job failed or cancelled, "
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
         return of_error(error)
     except ModepressError as error:
         _say_error(error.body(), as_json)
-        return ExitCode.REFUSED
+        return of_status(error.status)
     except ValidationError as error:
         _say_error(ErrorBody(message=in_words(error), type="usage_error", param=None, code="usage"), as_json)
         return ExitCode.USAGE

@@ -19,9 +19,12 @@ class ExitCode(IntEnum):
 
 def of_error(error: ModepressApiError) -> ExitCode:
     """Which status a refused or failed request ends with."""
-    if error.status == 0:
-        return ExitCode.UNREACHABLE
-    return ExitCode.REFUSED if 400 <= error.status < 500 else ExitCode.SERVER_OR_UNKNOWN
+    return ExitCode.UNREACHABLE if error.status == 0 else of_status(error.status)
+
+
+def of_status(status: int) -> ExitCode:
+    """Which status an error with this HTTP status ends with, whether a server or this side found it."""
+    return ExitCode.REFUSED if 400 <= status < 500 else ExitCode.SERVER_OR_UNKNOWN
 
 
 def of_job(status: str, error_code: str | None) -> ExitCode:

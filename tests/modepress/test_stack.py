@@ -133,6 +133,29 @@ def test_without_any_redis_the_file_broker_serves_and_is_announced(
     assert plan.shown_broker_url == f"filesystem://{tmp_path / 'broker'}"
 
 
+def test_without_torch_the_front_comes_up_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modepress.stack_plan.find_spec", lambda name: None if name == "torch" else object())
+    plan = plan_stack(Settings(home=tmp_path))
+    assert [part.name for part in plan.parts] == ["broker", "api"]
+    (notice,) = [notice for notice in plan.notices if "torch" in notice]
+    assert "pip install 'modepress[worker]'" in notice
+
+
+def test_a_part_that_cannot_start_ends_up_with_its_last_words(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "modepress.db").write_text("this is no database, and long enough to be told apart from an empty one" * 20)
+    result = subprocess.run(
+        [sys.executable, "-m", "modepress", "up"], env=environment(home), capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 1
+    assert "stack_part_failed" in result.stderr
+    assert "file is not a database" in result.stderr
+    assert not (home / "stack.json").exists()
+
+
 def test_a_job_runs_over_the_file_broker(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "tiny")
     broker = {"MODEPRESS_BROKER_URL": f"filesystem://{tmp_path / 'broker'}"}
