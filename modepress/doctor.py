@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from modepress.broker_server import find_server
+from modepress.stack_plan import WORKER_REMEDY
 
 EXTRAS = {
     "worker": ("torch", "transformers", "safetensors", "accelerate", "gguf", "bitsandbytes"),
@@ -58,7 +59,7 @@ def _problems(found: dict[str, Any]) -> list[str]:
     missing = [name for name in EXTRAS["worker"][:3] if found["extras"]["worker"][name] is None]
     if missing:
         problems.append(
-            f"{', '.join(missing)} not installed, so no worker and no chat: pip install 'modepress[worker]'"
+            f"{', '.join(missing)} not installed, so no worker and no chat; in the checkout: {WORKER_REMEDY}"
         )
     elif "error" in found["torch"]:
         problems.append(f"torch does not import: {found['torch']['error']}")

@@ -20,6 +20,7 @@ from modepress.stack_part import Part
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 WORKER_NEEDS = ("torch", "transformers", "safetensors")
+WORKER_REMEDY = "make up, or pip install -e '.[worker]'"
 REDIS_PORT = 6379
 
 
@@ -75,7 +76,7 @@ def plan_stack(settings: Settings) -> StackPlan:
     missing = missing_for_worker()
     if missing:
         notices.append(
-            f"worker and inference are not started: {', '.join(missing)} not installed; pip install 'modepress[worker]'"
+            f"worker and inference are not started: {', '.join(missing)} not installed; in the checkout: {WORKER_REMEDY}"
         )
     else:
         parts.append(make.part("inference", _inference_command(inference_port), _healthy(inference_url)))

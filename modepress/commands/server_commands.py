@@ -51,7 +51,8 @@ def _say(line: str) -> None:
 def _ready_lines(state: dict[str, object]) -> str:
     return (
         f"ready\n  API        {state['url']}/v1   (docs: {state['url']}/docs)\n  broker     {state['broker_url']}\n"
-        f"  data       {state['home']}\n  logs       {state['logs']}\nstop with Ctrl-C"
+        f"  data       {state['home']}\n  logs       {state['logs']}\n"
+        "in another terminal: modepress push FOLDER, then modepress compress MODEL --sparsity 0.2; stop with Ctrl-C"
     )
 
 
@@ -82,7 +83,7 @@ def _doctor_table(found: dict[str, Any]) -> RenderableType:
         ("running", f"{stack['url']}, pid {stack['pid']}" if stack and stack["alive"] else "no"),
         *(("problem", problem) for problem in found["problems"]),
     ]
-    grid = output.table(("", ""), [(name.replace("[", "\\["), value) for name, value in rows])
+    grid = output.table(("", ""), rows)
     grid.show_header = False
     return grid
 

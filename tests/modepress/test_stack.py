@@ -140,7 +140,7 @@ def test_without_torch_the_front_comes_up_and_says_what_is_missing(
     plan = plan_stack(Settings(home=tmp_path))
     assert [part.name for part in plan.parts] == ["broker", "api"]
     (notice,) = [notice for notice in plan.notices if "torch" in notice]
-    assert "pip install 'modepress[worker]'" in notice
+    assert "pip install -e '.[worker]'" in notice
 
 
 def test_a_part_that_cannot_start_ends_up_with_its_last_words(tmp_path: Path) -> None:
