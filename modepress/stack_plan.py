@@ -76,7 +76,7 @@ def plan_stack(settings: Settings) -> StackPlan:
     missing = missing_for_worker()
     if missing:
         notices.append(
-            f"worker and inference are not started: {', '.join(missing)} not installed; in the checkout: {WORKER_REMEDY}"
+            f"no worker and no inference: {', '.join(missing)} not installed; in the checkout: {WORKER_REMEDY}"
         )
     else:
         parts.append(make.part("inference", _inference_command(inference_port), _healthy(inference_url)))
