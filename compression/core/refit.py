@@ -5,6 +5,8 @@
 λ is relative to the mean diagonal of E[aᵀa]: to infinity it leaves W_0, to zero it is the plain re-fit.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -29,12 +31,14 @@ def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> Tensor
 
 
 class RunningCross:
-    """`E[aᵀa]` and `E[aᵀt]` over tokens: float32 products per chunk, float64 sums across chunks."""
+    """Second moments of inputs a and targets t over tokens: float32 products per chunk, float64 sums across chunks."""
 
     def __init__(self, inputs: int, targets: int) -> None:
         """Start at zero."""
         self._gram = torch.zeros(inputs, inputs, dtype=torch.float64)
         self._cross = torch.zeros(inputs, targets, dtype=torch.float64)
+        self._input, self._target = torch.zeros(inputs, dtype=torch.float64), torch.zeros(targets, dtype=torch.float64)
+        self._energy = 0.0
         self.tokens = 0
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
@@ -42,13 +46,60 @@ class RunningCross:
         a, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
         self._gram += a.T @ a
         self._cross += a.T @ t
+        self._input += a.sum(dim=0, dtype=torch.float64)
+        self._target += t.sum(dim=0, dtype=torch.float64)
+        self._energy += float(t.square().sum(dtype=torch.float64))
         self.tokens += len(a)
 
-    def gram(self) -> Tensor:
-        """`[inputs, inputs]`, exactly symmetric."""
-        mean = self._gram / max(1, self.tokens)
-        return (mean + mean.T) / 2
+    def moments(self) -> "Moments":
+        """The means so far."""
+        count = max(1, self.tokens)
+        gram = self._gram / count
+        return Moments(
+            gram=(gram + gram.T) / 2,
+            cross=self._cross / count,
+            input_mean=self._input / count,
+            target_mean=self._target / count,
+            target_energy=self._energy / count,
+        )
 
-    def cross(self) -> Tensor:
-        """`[inputs, targets]`."""
-        return self._cross / max(1, self.tokens)
+
+@dataclass(frozen=True)
+class Moments:
+    """E[aᵀa] `[n, n]`, E[aᵀt] `[n, d]`, E[a] `[n]`, E[t] `[d]` and E‖t‖², all float64."""
+
+    gram: Tensor
+    cross: Tensor
+    input_mean: Tensor
+    target_mean: Tensor
+    target_energy: float
+
+    def mapped(self, basis: Tensor) -> "Moments":
+        """The same of the inputs `a @ basis`, `[n, k]`; a selection of columns is a mapping too."""
+        return replace(
+            self,
+            gram=basis.T @ self.gram @ basis,
+            cross=basis.T @ self.cross,
+            input_mean=basis.T @ self.input_mean,
+        )
+
+    def selected(self, kept: Tensor) -> "Moments":
+        """The same of the inputs at the places `kept` `[k]`."""
+        return replace(self, gram=self.gram[kept][:, kept], cross=self.cross[kept], input_mean=self.input_mean[kept])
+
+    def refit(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None]:
+        """Weight `[d, n]` and bias `[d]` towards the targets, near `weight`; affine where there is a bias."""
+        if bias is None:
+            return refit(self.gram, self.cross, weight, ridge), None
+        gram = self.gram - torch.outer(self.input_mean, self.input_mean)
+        cross = self.cross - torch.outer(self.input_mean, self.target_mean)
+        new = refit(gram, cross, weight, ridge)
+        return new, self.target_mean - new @ self.input_mean
+
+    def relative_error(self, weight: Tensor, bias: Tensor | None) -> float:
+        """‖a Wᵀ + b − t‖ / ‖t‖ over the tokens."""
+        error = self.target_energy - 2 * float((weight.T * self.cross).sum())
+        error += float(((weight @ self.gram) * weight).sum())
+        if bias is not None:
+            error += float(bias @ bias) + 2 * float(bias @ (weight @ self.input_mean - self.target_mean))
+        return float(max(error, 0.0) / max(self.target_energy, 1e-300)) ** 0.5

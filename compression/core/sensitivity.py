@@ -1,0 +1,96 @@
+"""How much the loss minds an error in each block's two outputs: one backward pass, a block in memory at a time.
+
+With g the gradient of the summed next-token loss at an output, an error δ there changes the mean loss by about
+½ E[(gᵀδ)²] = ½ tr(F E[δδᵀ]) with F = E[g gᵀ] (Gauss–Newton with the empirical Fisher; g and δ taken as independent).
+F is the metric in which units are chosen and the price in which budgets are spent. Nothing is trained.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compression.core.blockwise import chunks, run_block_
+from compression.core.statistics import BlockStatistics
+from compression.core.streamed_model import StreamedModel
+from preflight.families import Dimensions
+
+HEAD_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """F of a block's attention output and MLP output, `[hidden, hidden]` float64, in squared nats per token."""
+
+    attention: Tensor
+    mlp: Tensor
+
+
+Visit = Callable[[int, nn.Module, Tensor, BlockStatistics, Metrics], None]
+
+
+def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit: Visit) -> None:
+    """Visit the blocks from last to first with their statistics and metrics.
+
+    Args:
+        model: the original.
+        size: its sizes.
+        tokens: `[windows, tokens]`; the inputs of all blocks are held, so this is a part of the calibration set.
+        visit: called with index, block, its inputs `[windows, tokens, hidden]`, statistics and metrics.
+    """
+    inputs = []
+    with torch.no_grad():
+        hidden = model.embed(tokens)
+        for index in range(model.blocks):
+            inputs.append(hidden.clone())
+            run_block_(model, model.block(index, model.block_state(index)), index, hidden)
+    gradient = _loss_gradient(model, hidden, tokens)
+    for index in reversed(range(model.blocks)):
+        block = model.block(index, model.block_state(index))
+        statistics = BlockStatistics(model.family, size)
+        metrics = _backward_(model, block, index, inputs[index], gradient, statistics)
+        with torch.no_grad():
+            visit(index, block, inputs[index], statistics, metrics)
+        inputs.pop()
+
+
+def _loss_gradient(model: StreamedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Gradient of the summed next-token loss at the last block's outputs, `[windows, tokens, hidden]`."""
+    gradient = torch.zeros_like(hidden)
+    with model.head() as head:
+        for window in range(len(hidden)):
+            for start in range(0, hidden.shape[1] - 1, HEAD_ROWS):
+                rows = slice(start, min(start + HEAD_ROWS, hidden.shape[1] - 1))
+                targets = tokens[window, rows.start + 1 : rows.stop + 1]
+                states = hidden[window, rows].detach().requires_grad_(True)
+                loss = nn.functional.cross_entropy(head(states), targets, reduction="sum")
+                gradient[window, rows] = torch.autograd.grad(loss, states)[0]
+    return gradient
+
+
+def _backward_(
+    model: StreamedModel, block: nn.Module, index: int, inputs: Tensor, gradient: Tensor, statistics: BlockStatistics
+) -> Metrics:
+    """Pull `gradient` from the block's outputs to its inputs, in place; returns the metrics on the way."""
+    names = {"attention": model.family.attention.output, "mlp": model.family.mlp.down}
+    sums = {name: torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64) for name in names}
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    for name, linear in names.items():
+        module = block.get_submodule(linear)
+        handles.append(module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out})))
+    with statistics.watching(block):
+        for part in chunks(inputs):
+            start = inputs[part].detach().requires_grad_(True)
+            with torch.enable_grad():
+                end = model.forward(block, start, index)
+            pulled = torch.autograd.grad(end, (start, *outputs.values()), gradient[part])
+            for name, at_output in zip(outputs, pulled[1:], strict=True):
+                flat = at_output.reshape(-1, at_output.shape[-1])
+                sums[name] += flat.T @ flat
+            gradient[part] = pulled[0]
+    for handle in handles:
+        handle.remove()
+    count = inputs.shape[0] * inputs.shape[1]
+    return Metrics(sums["attention"] / count, sums["mlp"] / count)
