@@ -20,24 +20,16 @@ STEP = RECIPE["steps"][0]
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
-def ask(app: FastAPI, path: str) -> httpx.Response:
-    """Send one request to an app in this process."""
-
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.get(path, headers={"authorization": "Bearer x"})
-
-    return asyncio.run(get())
-
-
-def post(app: FastAPI, path: str, key: str, body: object) -> httpx.Response:
-    """Send one request with a key and a body to an app in this process."""
+def ask(app: FastAPI, method: str, path: str, key: str = "x", body: object = None) -> httpx.Response:
+    """Send one request to an app in this process, and close what the app opened for it."""
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(path, headers={"authorization": f"Bearer {key}"}, json=body)
+            answer = await client.request(method, path, headers={"authorization": f"Bearer {key}"}, json=body)
+        await app.state.stores.inference.aclose()
+        app.state.stores.engine.dispose()
+        return answer
 
     return asyncio.run(send())
 
@@ -221,7 +213,7 @@ def test_a_failure_of_ours_tells_nothing(api: RunningApi) -> None:
     def broken() -> None:
         raise RuntimeError("secret detail")
 
-    answer = ask(app, "/broken")
+    answer = ask(app, "GET", "/broken")
     error = error_of(answer, 500, "internal_error")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] in error["message"]
@@ -230,14 +222,14 @@ def test_a_failure_of_ours_tells_nothing(api: RunningApi) -> None:
 
 def test_a_database_that_is_away(tmp_path_factory: pytest.TempPathFactory) -> None:
     url = "postgresql://nobody:x@127.0.0.1:1/none?connect_timeout=2"
-    app = create_app(Settings(home=tmp_path_factory.mktemp("away"), database_url=url))
+    settings = Settings(home=tmp_path_factory.mktemp("away"), database_url=url)
 
-    answer = ask(app, "/v1/models")
+    answer = ask(create_app(settings), "GET", "/v1/models")
     error_of(answer, 503, "database_unavailable")
     assert answer.headers["retry-after"]
-    ready = ask(app, "/readyz").json()
+    ready = ask(create_app(settings), "GET", "/readyz").json()
     assert ready["checks"]["database"]["ok"] is False
-    error_of(ask(app, "/metrics"), 503, "database_unavailable")
+    error_of(ask(create_app(settings), "GET", "/metrics"), 503, "database_unavailable")
 
 
 def test_a_database_that_is_full(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -253,7 +245,7 @@ def test_a_database_that_is_full(tmp_path_factory: pytest.TempPathFactory) -> No
 
     event.listen(stores.engine, "checkout", cap)
     for number in range(200):
-        answer = post(app, "/v1/uploads", key, {"filename": "x" * 500, "purpose": "model", "bytes": number})
+        answer = ask(app, "POST", "/v1/uploads", key, {"filename": "x" * 500, "purpose": "model", "bytes": number})
         if answer.status_code != 200:
             break
     error_of(answer, 507, "disk_full")

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,10 @@ def test_a_caller_who_leaves_ends_the_generation(served: Served, stream: bool) -
         return int(served.inference.http.get("/loaded").json()["queue"]["running"])
 
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    try:
+    with closing(connection):
         wait_until(lambda: running() == 1, what="the generation to start")
         if stream:
             assert connection.getresponse().read(20)
-    finally:
-        connection.close()
     wait_until(lambda: running() == 0, what="the generation to end")
     with served.api.client() as client:
         assert client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1}).status_code == 200
@@ -148,12 +147,10 @@ class DyingUpstream:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        connection.recv(65536)
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-        connection.sendall(head + b"d\r\ndata: {}\n\n \n\r\n")
-        connection.close()
-        self._listener.close()
+        with self._listener, self._listener.accept()[0] as connection:
+            connection.recv(65536)
+            connection.sendall(head + b"d\r\ndata: {}\n\n \n\r\n")
 
 
 def test_an_upstream_that_dies_mid_stream_says_so_in_the_stream(tmp_path: Path, tiny_folder: Path) -> None:
