@@ -1,6 +1,7 @@
 """Stores over a fresh data folder and a real SQLite, with a clock the test turns."""
 
 import hashlib
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class ApiStores:
         self.layout = Layout(self.settings.resolved_home).prepare()
         self.engine: Engine = make_engine(self.settings.resolved_database_url)
         upgrade(self.engine)
+        weakref.finalize(self, self.engine.dispose)  # Python 3.13 warns of SQLite connections nobody closed
         self.files = FileStore(self.engine, self.layout, clock=self.clock)
         self.uploads = UploadStore(self.engine, self.layout, self.settings, self.files, clock=self.clock)
         self.models = ModelStore(self.engine, self.layout, self.settings, files=self.files, clock=self.clock)

@@ -1,5 +1,6 @@
 """API keys: shown once, stored hashed, revocable."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from job_store.keys import KeyStore
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> KeyStore:
+def keys(tmp_path: Path) -> Iterator[KeyStore]:
     engine = make_engine(f"sqlite:///{tmp_path / 'k.db'}")
     upgrade(engine)
-    return KeyStore(engine)
+    yield KeyStore(engine)
+    engine.dispose()
 
 
 def test_a_key_is_recognised_until_it_is_revoked(keys: KeyStore) -> None:

@@ -41,11 +41,13 @@ def test_the_key_comes_before_the_body(api: RunningApi) -> None:
 
 
 def test_a_revoked_key_is_refused_at_once(api: RunningApi) -> None:
-    keys = KeyStore(make_engine(api.settings().resolved_database_url))
+    engine = make_engine(api.settings().resolved_database_url)
+    keys = KeyStore(engine)
     made = keys.create("second")
     headers = {"authorization": f"Bearer {made.secret}"}
     assert httpx.get(f"{api.url}/v1/models", headers=headers, trust_env=False).status_code == 200
     keys.revoke(made.id)
+    engine.dispose()
     error_of(httpx.get(f"{api.url}/v1/models", headers=headers, trust_env=False), 401, "invalid_api_key")
 
 

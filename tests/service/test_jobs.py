@@ -45,6 +45,14 @@ def leases(api: RunningApi) -> Iterator[LeaseStore]:
     engine.dispose()
 
 
+@pytest.fixture
+def jobs(api: RunningApi) -> Iterator[JobStore]:
+    """The job store over the server's database."""
+    engine = make_engine(api.settings().resolved_database_url)
+    yield JobStore(engine)
+    engine.dispose()
+
+
 def say(leases: LeaseStore, job: str, fence: int, message: str, percent: float) -> None:
     event = ProgressEvent(message=message, stage="compressing", block=0, blocks_total=2, percent=percent, data={})
     assert leases.record(job, fence, event)
@@ -262,17 +270,16 @@ def test_a_model_and_a_file_in_use_stay(client: httpx.Client) -> None:
     assert client.delete(f"/v1/files/{text}").status_code == 200
 
 
-def test_job_store_sees_what_the_api_wrote(api: RunningApi, client: httpx.Client) -> None:
+def test_job_store_sees_what_the_api_wrote(jobs: JobStore, client: httpx.Client) -> None:
     job = submit(client, suffix="small")
-    stored = JobStore(make_engine(api.settings().resolved_database_url)).get(job["id"])
+    stored = jobs.get(job["id"])
     assert stored.model_dump(mode="json") == job
     client.post(f"/v1/compression/jobs/{job['id']}/cancel")
 
 
-def test_a_quiet_stream_is_kept_alive(api: RunningApi, client: httpx.Client) -> None:
+def test_a_quiet_stream_is_kept_alive(jobs: JobStore, client: httpx.Client) -> None:
     """The interval is asserted, not waited for."""
     job = submit(client)["id"]
-    jobs = JobStore(make_engine(api.settings().resolved_database_url))
     assert stream_events(jobs, job, 0).ping_interval == 15
     client.post(f"/v1/compression/jobs/{job}/cancel")
 
