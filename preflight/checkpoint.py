@@ -4,6 +4,7 @@
 compressed here, and as warnings what was left aside.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.models import CheckpointFacts
 from preflight.facts import block_parameters, blocks_of, find_blockers, find_warnings, whole_number
-from preflight.families import resolve
+from preflight.families import Family, resolve
 from preflight.folder_scan import FolderContents, scan
 from preflight.remote_code import refuse_remote_code
 from preflight.safetensors_header import TensorEntry
 from preflight.shards import SUFFIX, read_tensors
 from preflight.strict_json import read_object, shown_list
-from preflight.tensor_check import architecture_of, check_tensors, head_is_copy, stored_head
+from preflight.tensor_check import architecture_of, check_tensors, head_is_copy, known_family, stored_head
 from preflight.tokenizer_files import SETTINGS, TokenizerFacts, read_tokenizer
 
 CONFIG = "config.json"
@@ -73,6 +74,9 @@ def _open(folder: Path) -> Checkpoint:
         if name in contents.files:
             refuse_remote_code(read_object(folder / name, "invalid_config"), name)
     tensors, warnings = read_tensors(folder, contents.files)
+    family = known_family(config)
+    if family is not None:
+        tensors = family.full_names(tensors)
     check_tensors(config, tensors)
     side_files, ignored = _side_files(contents)
     if ignored:
@@ -118,11 +122,15 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         bytes=sum(entry.bytes for entry in tensors.values()),
         dtype=max(dtypes, key=lambda dtype: (dtypes[dtype], dtype), default=""),
         dtypes=dtypes,
-        tied_head=bool(config.get("tie_word_embeddings")) and (head is None or is_copy),
+        tied_head=bool(_setting(family, config, "tie_word_embeddings")) and (head is None or is_copy),
         vocabulary=whole_number(config.get("vocab_size")) or 0,
-        context_length=whole_number(config.get("max_position_embeddings")),
+        context_length=whole_number(_setting(family, config, "max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,
         has_chat_template=checkpoint.tokenizer.has_chat_template,
         blockers=find_blockers(config, tensors, checkpoint.tokenizer),
         warnings=checkpoint.warnings + find_warnings(config, tensors, checkpoint.tokenizer),
     )
+
+
+def _setting(family: Family | None, config: Mapping[str, Any], name: str) -> Any:
+    return config.get(name) if family is None else family.setting(config, name)

@@ -7,6 +7,7 @@ A block's parameters split into three parts that can shrink (MoDeGPT's types) an
     value_output  value `[h_kv·r, d]`, output `[d, h·r]`                       proportional to the rank r
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +20,13 @@ from preflight.families import Family
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Parameters per unit of width of one block, and what does not shrink."""
+    """Parameters per unit of width of one block, what does not shrink, and which parts this family leaves alone."""
 
     per_mlp_unit: int
     per_query_key_rank: int
     per_value_output_rank: int
     fixed: int
+    untouched: tuple[str, ...] = ()
 
     def parameters(self, shape: BlockShape) -> int:
         """Parameters of a block of this shape."""
@@ -44,13 +46,25 @@ def block_costs(family: Family, config: Mapping[str, Any]) -> BlockCosts:
         return int(family.has_bias(linear, config))
 
     attention, mlp = family.attention, family.mlp
+    norms = sum(math.prod(shape) for name, shape in family.canonical_tensors(config).items() if _is_norm(family, name))
     return BlockCosts(
-        per_mlp_unit=3 * size.hidden + bias(mlp.gate) + bias(mlp.up),
+        per_mlp_unit=sum(size.hidden + bias(linear) for linear in mlp.inputs) + size.hidden,
         per_query_key_rank=size.heads * (size.hidden + bias(attention.query))
         + size.kv_heads * (size.hidden + bias(attention.key)),
         per_value_output_rank=size.kv_heads * (size.hidden + bias(attention.value)) + size.heads * size.hidden,
-        fixed=size.hidden * (len(family.norms) + bias(attention.output) + bias(mlp.down)),
+        fixed=norms + size.hidden * (bias(attention.output) + bias(mlp.down)),
+        untouched=("query_key",) if size.qk_norm else (),
     )
+
+
+def _is_norm(family: Family, tensor: str) -> bool:
+    return tensor.rpartition(".")[0] in {*family.norms, family.attention.query_norm, family.attention.key_norm}
+
+
+def modules_of(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:
+    """The parts that carry the sparsity on this family, in the order of `ALL_MODULES`."""
+    untouched = block_costs(family, config).untouched
+    return tuple(module for module in step.resolved_modules if module not in untouched)
 
 
 def dense_shape(family: Family, config: Mapping[str, Any]) -> BlockShape:
@@ -68,13 +82,13 @@ def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, paramet
     Raises:
         InvalidRecipe: `sparsity_impossible` when the chosen parts do not hold that many parameters.
     """
-    modules = step.resolved_modules
+    modules = [module for module in step.resolved_modules if module not in costs.untouched]
     held = {
         "mlp": costs.per_mlp_unit * dense.mlp_width,
         "query_key": costs.per_query_key_rank * dense.query_key_rank,
         "value_output": costs.per_value_output_rank * dense.value_output_rank,
     }
-    fraction = (costs.parameters(dense) - parameters) / sum(held[module] for module in modules)
+    fraction = (costs.parameters(dense) - parameters) / max(1, sum(held[module] for module in modules))
     if fraction >= 1.0:
         raise InvalidRecipe(
             "sparsity_impossible",

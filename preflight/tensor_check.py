@@ -9,7 +9,14 @@ from preflight.safetensors_header import TensorEntry
 from preflight.strict_json import shown, shown_list
 
 FLOATING = {"F64", "F32", "F16", "BF16"}
-OLD_BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias")  # recomputed by every loader
+# Recomputed by every loader. The dots matter: GPT-2's `attn.c_attn.bias` is a weight.
+OLD_BUFFERS = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
 CHUNK_BYTES = 1024**2
 
 Tensors = Mapping[str, TensorEntry]

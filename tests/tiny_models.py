@@ -1,13 +1,71 @@
 """Tiny models with a real tokenizer and chat template, the same bytes on every run. Written by transformers itself."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-ModelType = Literal["llama", "mistral", "qwen2"]
+ModelType = Literal[
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "smollm3",
+    "phi3",
+    "phi",
+    "opt",
+    "gpt2",
+    "gpt_neox",
+    "gemma2",
+    "gemma3_text",
+    "mixtral",
+    "qwen3_moe",
+]
+# What makes a family itself, away from the values that would hide a mistake.
+PECULIARITIES: dict[str, dict[str, Any]] = {
+    "granite": {
+        "attention_multiplier": 0.5,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
+    "smollm3": {"no_rope_layer_interval": 2},
+    "phi3": {"resid_pdrop": 0.0},
+    "phi": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gpt_neox": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+    "gemma2": {
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 2.5,
+    },
+    "gemma3_text": {
+        "query_pre_attn_scalar": 5,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    },
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+}
+RENAMED: dict[str, dict[str, str]] = {
+    "opt": {"intermediate_size": "ffn_dim"},
+    "gpt2": {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "n_inner",
+        "max_position_embeddings": "n_positions",
+    },
+    "qwen3_moe": {"intermediate_size": "moe_intermediate_size"},
+}
+MULTI_HEAD_ONLY = ("opt", "gpt2", "gpt_neox")  # no grouped queries, and head_dim is hidden / heads
 
 PROSE = (
     "The quick brown fox jumps over the lazy dog while seven wizards watch from the hill. "
@@ -65,6 +123,7 @@ def make_tiny_model(
     tokenizer: bool = True,
     chat_template: bool = True,
     max_shard_size: str = "1GB",
+    **more: Any,
 ) -> Path:
     """Write a random model of `model_type` with its tokenizer into `folder`, and return the folder.
 
@@ -73,38 +132,44 @@ def make_tiny_model(
         model_type: which of transformers' architectures.
         tied: whether the head is the embedding.
         heads: query heads per block.
-        kv_heads: key and value heads per block.
-        head_dim: channels per head; `heads * head_dim` may differ from `hidden` (not for qwen2).
+        kv_heads: key and value heads per block; as many as query heads in `MULTI_HEAD_ONLY`.
+        head_dim: channels per head; `heads * head_dim` may differ from `hidden` (not for qwen2, phi3 and
+            `MULTI_HEAD_ONLY`).
         hidden: width of the residual stream.
         intermediate: width inside the MLP.
         layers: decoder blocks.
-        bias: llama only: biases on the four attention projections. qwen2 has biases on q, k and v in any case.
+        bias: biases on the four attention projections, where the architecture lets a configuration choose.
         dtype: of all weights.
         seed: of the weights; the caller's random state is untouched.
         tokenizer: whether to save one.
         chat_template: whether that tokenizer gets one.
         max_shard_size: small values such as "20KB" make several shards and an index.
+        more: further configuration values.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, object] = {"attention_bias": bias} if model_type == "llama" else {}
     if bias and model_type == "mistral":
         raise ValueError("mistral has no biases")
     vocabulary = len(make_tiny_tokenizer(folder, chat_template=chat_template)) if tokenizer else 384
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 512,
+    }
+    if model_type not in MULTI_HEAD_ONLY:
+        sizes |= {"num_key_value_heads": kv_heads, "head_dim": head_dim}
+    names = RENAMED.get(model_type, {})
     config = AutoConfig.for_model(
         model_type,
         vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=512,
         tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
-        **settings,
+        **{"enable_bias" if model_type == "opt" else "attention_bias": bias},
+        **{names.get(name, name): value for name, value in sizes.items()},
+        **{**PECULIARITIES.get(model_type, {}), **more},
     )
     random_model(config, dtype, seed).save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
@@ -117,6 +182,7 @@ def random_model(config: object, dtype: torch.dtype = torch.float32, seed: int =
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                spread = 0.2 if parameter.ndim == 2 else 0.1
-                parameter.normal_(1.0 if "norm" in name else 0.0, spread)
+                spread = 0.1 if parameter.ndim == 1 else 0.2
+                scales = name.endswith("weight") and ("norm" in name or ".ln_" in name)
+                parameter.normal_(1.0 if scales else 0.0, spread)
     return model.to(dtype).eval()

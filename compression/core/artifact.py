@@ -22,13 +22,14 @@ from torch import Tensor
 
 from api_schemas.plans import BlockShape
 from compression.core.block_store import sync_folder, write_durably
+from compression.core.canonical import to_stored
 from compression.core.protocols import BlockStore
 from compression.core.streamed_model import StreamedModel
-from compression.runtime.models import REDUCED, reduced_model_type
+from compression.runtime.blocks import reduced_model_type
+from compression.runtime.models import REDUCED
 
 SHARD_BYTES = 4 * 1024**3
 MANIFEST = "modepress.json"
-ROTARY_PAIRS = "self_attn.rotary_pairs"
 NEVER_COPIED = {"config.json", "model.safetensors.index.json", "generation_config.json", MANIFEST}
 
 
@@ -107,7 +108,8 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
     config["transformers_version"] = transformers.__version__
     head, embeddings = f"{family.head}.weight", f"{family.embeddings}.weight"
     drop_head = False
-    if config.get("tie_word_embeddings") and head in source.tensors:
+    size = family.dimensions(config)
+    if size.tied_head and head in source.tensors:
         drop_head = bool(torch.equal(source.read(head), source.read(embeddings)))
         config["tie_word_embeddings"] = drop_head
     if result.layout == "full":
@@ -115,10 +117,10 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
         config.update(model_type=reduced_model_type(family.name), architectures=[model.__name__])
         config["block_shapes"] = [shape.model_dump() for shape in result.shapes]
         return config, drop_head
-    size = family.dimensions(config)
-    config["intermediate_size"] = shape.mlp_width
+    config[family.keys.get("intermediate_size", "intermediate_size")] = shape.mlp_width
     if shape.query_key_rank != size.head_dim:
-        pairs = _block_state(result, 0)[ROTARY_PAIRS][0]
+        rotated = next(index for index in range(size.blocks) if size.rotary_in(index))
+        pairs = _block_state(result, rotated)[_rotary_pairs(result)][0]
         positions = int(source.config.max_position_embeddings)
         theta = float(source.config.rope_parameters["rope_theta"])
         config["head_dim"] = shape.query_key_rank
@@ -135,16 +137,23 @@ def _tensors(result: Result, drop_head: bool) -> Iterator[tuple[str, Tensor]]:
         if not name.startswith(f"{family.blocks}.") and not (drop_head and name == f"{family.head}.weight"):
             yield name, source.read(name)
     for index in range(len(result.shapes)):
-        for name, tensor in sorted(_block_state(result, index).items()):
-            if result.layout == "full" or name != ROTARY_PAIRS:
-                yield family.block_prefix(index) + name, tensor
+        state = _block_state(result, index)
+        if result.layout == "portable":
+            state.pop(_rotary_pairs(result), None)
+            state = to_stored(family, source.size, state)
+        for name, tensor in sorted(state.items()):
+            yield family.block_prefix(index) + name, tensor
+
+
+def _rotary_pairs(result: Result) -> str:
+    return f"{result.source.family.attention.module}.rotary_pairs"
 
 
 def _block_state(result: Result, index: int) -> dict[str, Tensor]:
     block = result.blocks.get(index)
     if block is None:
         raise RuntimeError(f"block {index} vanished from the block store between solving and writing")
-    return block.state
+    return dict(block.state)
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from preflight.families import Family
-from preflight.families.spec import Dimensions
+from preflight.families import Dimensions, Family
 
 
 class RunningGram:
@@ -17,11 +16,13 @@ class RunningGram:
         """Start at zero."""
         self.groups, self.width, self.tokens = groups, width, 0
         self._sum = torch.zeros(groups, width, width, dtype=torch.float64)
+        self._total = torch.zeros(groups, width, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
         rows = x.reshape(-1, self.groups, self.width)
         self.tokens += rows.shape[0]
+        self._total += rows.sum(dim=0, dtype=torch.float64)
         if self.groups == 1:
             flat = rows[:, 0]
             self._sum[0] += flat.T @ flat
@@ -32,6 +33,15 @@ class RunningGram:
         """The correlation `E[x xᵀ]` per group, exactly symmetric."""
         mean = self._sum / max(1, self.tokens)
         return (mean + mean.mT) / 2
+
+    def covariance(self) -> Tensor:
+        """The correlation around the mean `E[(x − μ)(x − μ)ᵀ]` per group."""
+        centre = self._total / max(1, self.tokens)
+        return self.mean() - centre[:, :, None] * centre[:, None, :]
+
+    def energy(self) -> Tensor:
+        """`E[x²]` per channel, `[groups, width]`."""
+        return self.mean().diagonal(dim1=1, dim2=2)
 
 
 class RunningEnergy:
@@ -48,7 +58,7 @@ class RunningEnergy:
         self.tokens += rows.shape[0]
         self._sum += rows.square().sum(dim=0, dtype=torch.float64)
 
-    def mean(self) -> Tensor:
+    def energy(self) -> Tensor:
         """Mean energy per channel."""
         return self._sum / max(1, self.tokens)
 
@@ -80,41 +90,65 @@ class BlockStatistics:
         Args:
             family: names of the parts.
             size: the original model's sizes.
-            gram: False leaves out the MLP and value correlations, which a profile does not need.
+            gram: False leaves out the correlations, which a profile does not need: energies of query and key remain.
         """
         self.family, self.size, self.gram = family, size, gram
-        self.query = RunningEnergy(size.heads, size.head_dim)
-        self.key = RunningEnergy(size.kv_heads, size.head_dim)
+        running = RunningGram if gram and size.unrotated_channels else RunningEnergy
+        self.query: RunningGram | RunningEnergy = running(size.heads, size.head_dim)
+        self.key: RunningGram | RunningEnergy = running(size.kv_heads, size.head_dim)
         self.influence = RunningInfluence()
         if gram:
             self.value = RunningGram(size.kv_heads, size.head_dim)
             self.mlp = RunningGram(1, size.mlp_width)
+            self.mixed = RunningGram(size.heads, size.head_dim)
 
     @contextmanager
     def watching(self, block: nn.Module) -> Iterator[None]:
         """Take part in every forward pass of an original block while the context lasts."""
         names = self.family.attention
         handles = [
-            block.get_submodule(names.query).register_forward_hook(lambda _m, _i, out: self.query.add(out)),
-            block.get_submodule(names.key).register_forward_hook(lambda _m, _i, out: self.key.add(out)),
+            block.get_submodule(names.query).register_forward_hook(lambda _m, _i, out: self.query.add(out.detach())),
+            block.get_submodule(names.key).register_forward_hook(lambda _m, _i, out: self.key.add(out.detach())),
         ]
         if self.gram:
             value, down = block.get_submodule(names.value), block.get_submodule(self.family.mlp.down)
-            handles.append(value.register_forward_hook(lambda _m, _i, out: self.value.add(out)))
-            handles.append(down.register_forward_pre_hook(lambda _m, inputs: self.mlp.add(inputs[0])))
+            handles.append(value.register_forward_hook(lambda _m, _i, out: self.value.add(out.detach())))
+            handles.append(down.register_forward_pre_hook(lambda _m, inputs: self.mlp.add(inputs[0].detach())))
+            output = block.get_submodule(names.output)
+            handles.append(output.register_forward_pre_hook(lambda _m, inputs: self.mixed.add(inputs[0].detach())))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def pair_scores(self) -> Tensor:
-        """MoDeGPT's scores of rotary pairs per key/value head, `[kv_heads, head_dim / 2]`.
+    def mixed_by_group(self) -> Tensor:
+        """Correlation of o_proj's input, averaged over the query heads of a group: `[kv_heads, d_h, d_h]`.
 
-        `√(E_k(p) Σ_heads E_q(p))`: a pair's energy is that of its two channels, j and j + head_dim/2, and does not
+        What attention has mixed is what the output sees; v_proj's own output (type III's G) has more high frequencies.
+        """
+        size = self.size
+        return self.mixed.mean().reshape(size.kv_heads, size.group, size.head_dim, size.head_dim).mean(dim=1)
+
+    def pair_scores(self) -> Tensor:
+        """MoDeGPT's scores of rotary pairs per key/value head, `[kv_heads, rotary width / 2]`.
+
+        `√(E_k(p) Σ_heads E_q(p))`: a pair's energy is that of its two channels, j and j + width/2, and does not
         change under the rotation, so query and key are read before it.
         """
-        half = self.size.head_dim // 2
-        query = self.query.mean().reshape(self.size.kv_heads, self.size.group, 2, half).sum(dim=(1, 2))
-        key = self.key.mean().reshape(self.size.kv_heads, 2, half).sum(dim=1)
+        size, width = self.size, self.size.rotary_width
+        query = self.query.energy()[:, :width].reshape(size.kv_heads, size.group, 2, width // 2).sum(dim=(1, 2))
+        key = self.key.energy()[:, :width].reshape(size.kv_heads, 2, width // 2).sum(dim=1)
         return (query * key).sqrt()
+
+    def unrotated_covariances(self, start: int) -> tuple[Tensor, Tensor]:
+        """Covariances of the query and key channels from `start` on, per key/value head: `[kv_heads, n, n]` each.
+
+        A group's queries are added up, not centred: `Σ_heads E[q qᵀ]`. Keys are centred, because what is the same for
+        every key moves all logits of a query alike, which the softmax does not see.
+        """
+        assert isinstance(self.query, RunningGram)  # noqa: S101 (the caller has channels that are not rotated)
+        assert isinstance(self.key, RunningGram)  # noqa: S101
+        size = self.size
+        query = self.query.mean().reshape(size.kv_heads, size.group, size.head_dim, size.head_dim).sum(dim=1)
+        return query[:, start:, start:], self.key.covariance()[:, start:, start:]

@@ -11,17 +11,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import compression.runtime  # noqa: F401 (registers the reduced families with the Auto classes)
 from api_schemas.errors import InvalidCheckpoint
+from compression.core.canonical import to_canonical
 from compression.core.tensors import read_tensor
-from compression.runtime.models import resize_block_
-from preflight.families import Family
+from compression.runtime.blocks import resize_block_
+from compression.runtime.models import REDUCED
+from preflight.families import Dimensions, Family
 from preflight.safetensors_header import TensorEntry, read_header
-
-DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store what the configuration says already; stock code ignores it
+from preflight.tensor_check import OLD_BUFFERS
 
 
 def tensors_of(folder: Path) -> dict[str, TensorEntry]:
     """All tensors of a model folder by name."""
     return {name: entry for file in sorted(folder.glob("*.safetensors")) for name, entry in read_header(file).items()}
+
+
+class _Logits(nn.Module):
+    """What some families do to the head's outputs: a factor, then a cap `c tanh(logits / c)`."""
+
+    def __init__(self, scale: float, cap: float | None) -> None:
+        super().__init__()
+        self.scale, self.cap = scale, cap
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 class StreamedModel:
@@ -39,22 +53,35 @@ class StreamedModel:
             tensors: its headers, where they were read before.
         """
         self.folder, self.family = folder, family
-        found = dict(tensors) if tensors is not None else tensors_of(folder)
-        self.tensors = {name: entry for name, entry in found.items() if not name.endswith(DERIVED)}
+        found = family.full_names(dict(tensors) if tensors is not None else tensors_of(folder))
+        self.tensors = {name: entry for name, entry in found.items() if not name.endswith(OLD_BUFFERS)}
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        self._eager = bool(family.attention_cap)  # fused kernels have no caps
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa", dtype=torch.float32)
+            skeleton = AutoModelForCausalLM.from_config(
+                self.config, attn_implementation="eager" if self._eager else "sdpa", dtype=torch.float32
+            )
+        self._reduced = isinstance(skeleton, REDUCED[family.name][1])
         self._skeleton = skeleton.eval().requires_grad_(False)
-        rotary = self._skeleton.get_submodule(family.rotary)
-        self._rotary = type(rotary)(rotary.config)
+        self._rotary: nn.Module | None = None
+        if family.rotary:
+            rotary = self._skeleton.get_submodule(family.rotary)
+            self._rotary = type(rotary)(rotary.config)
         self._blocks = self._skeleton.get_submodule(family.blocks)
 
     @property
+    def size(self) -> Dimensions:
+        """The sizes of the model; widths per block are not in it."""
+        return self.family.dimensions(self.config.to_dict())
+
+    @property
     def inverse_frequencies(self) -> Tensor:
-        """Rotary frequencies `[head_dim / 2]` in radians per position, scaling included."""
-        frequencies: Tensor = self._rotary.inv_freq
+        """Rotary frequencies `[rotary width / 2]` in radians per position, scaling included."""
+        if self._rotary is None:
+            raise ValueError(f"{self.family.name} has no rotary embedding")
+        frequencies: Tensor = self._rotary.get_buffer("inv_freq")
         return frequencies
 
     @property
@@ -71,13 +98,19 @@ class StreamedModel:
         return read_tensor(self.tensors[name])
 
     def block_state(self, index: int) -> dict[str, Tensor]:
-        """The tensors of one block in their stored dtype, named relative to it."""
+        """The canonical tensors of one block in their stored dtype, named relative to it."""
         prefix = self.family.block_prefix(index)
-        return {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
+        state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
+        return state if self._reduced else to_canonical(self.family, self.size, state)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
-        """The block at `index` with these weights, in float32."""
-        return self._load(copy.deepcopy(self._blocks[index]), state)
+        """The block at `index` with these weights, in float32; it has the family's linears under canonical names."""
+        block = copy.deepcopy(self._blocks[index])
+        if not self._reduced and not self.family.stored_canonically:
+            size = self.size
+            whole = {"mlp_width": size.mlp_width, "query_key_rank": size.head_dim, "value_output_rank": size.head_dim}
+            resize_block_(block, whole)
+        return self._load(block, state)
 
     def resized_block(
         self, index: int, state: Mapping[str, Tensor], shape: Mapping[str, int], scaling: float
@@ -89,39 +122,57 @@ class StreamedModel:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids `[windows, tokens]` to hidden states `[windows, tokens, hidden]` in float32."""
-        return nn.functional.embedding(tokens, self.read(f"{self.family.embeddings}.weight")).float()
+        weight = self.read(f"{self.family.embeddings}.weight")
+        hidden = nn.functional.embedding(tokens, weight).float()
+        if self.family.embedding_scale is not None:
+            factor = self.family.factor(self.config.to_dict(), self.family.embedding_scale)
+            hidden *= torch.tensor(factor).to(weight.dtype).float()  # stock code rounds it to the weights' dtype
+        if self.family.positions:
+            rows = torch.arange(tokens.shape[1]) + self.family.position_offset
+            hidden += nn.functional.embedding(rows, self.read(f"{self.family.positions}.weight")).float()
+        return hidden
 
     @contextmanager
     def head(self) -> Iterator[nn.Sequential]:
         """Final norm and head in float32: hidden states `[tokens, hidden]` to logits `[tokens, vocabulary]`."""
-        norm = self._skeleton.get_submodule(self.family.final_norm)
+        prefix = f"{self.family.final_norm}."
+        norm = copy.deepcopy(self._skeleton.get_submodule(self.family.final_norm))
+        state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
         weight = self.read(f"{self.family.head}.weight").float()
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.family.head_bias, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        state = {"weight": self.read(f"{self.family.final_norm}.weight")}
-        yield nn.Sequential(self._load(copy.deepcopy(norm), state), linear)
+        if self.family.head_bias:
+            linear.bias = nn.Parameter(self.read(f"{self.family.head}.bias").float(), requires_grad=False)
+        scale = self.family.factor(self.config.to_dict(), self.family.logits_scale)
+        cap = getattr(self.config, self.family.logits_cap) if self.family.logits_cap else None
+        yield nn.Sequential(self._load(norm, state), linear, _Logits(scale, cap))
 
     def forward(self, block: nn.Module, hidden: Tensor, index: int) -> Tensor:
         """Run one block on `[windows, tokens, hidden]`, every window from position 0."""
         length = hidden.shape[1]
         positions = torch.arange(length).unsqueeze(0)
-        angles = self._rotary(hidden[:1], positions)
-        output: Tensor = block(
-            hidden, attention_mask=self._mask(index, length), position_ids=positions, position_embeddings=angles
-        )
+        angles = {}
+        if self._rotary is not None:
+            which = (self.config.layer_types[index],) if self.family.rotary_by_layer_type else ()
+            angles["position_embeddings"] = self._rotary(hidden[:1], positions, *which)
+        output: Tensor = block(hidden, attention_mask=self._mask(index, length), position_ids=positions, **angles)
         return output
 
     def _mask(self, index: int, length: int) -> Tensor | None:
-        """None where plain causality suffices; a banded mask where this block's window is shorter."""
+        """None where plain causality suffices; a banded mask where this block's window is shorter.
+
+        The plain kernel, which a few families need, knows no causality: it adds the mask it is given.
+        """
         kinds = getattr(self.config, "layer_types", None)
         window = getattr(self.config, "sliding_window", None)
         if kinds is not None and kinds[index] != "sliding_attention":
             window = None
-        if window is None or window >= length:
+        if (window is None or window >= length) and not self._eager:
             return None
         position = torch.arange(length)
         distance = position[:, None] - position[None, :]
-        return ((distance >= 0) & (distance < window))[None, None]
+        seen = ((distance >= 0) & (distance < (window or length)))[None, None]
+        return torch.zeros(1).masked_fill(~seen, torch.finfo(torch.float32).min) if self._eager else seen
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         wanted = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}

@@ -8,6 +8,7 @@ Notation (weights as torch stores them, `[out_features, in_features]`):
     D  `[d, m]`      down_proj.weight
     J  `[k]`         kept MLP units, ascending
     E_q, E_k `[..., d_h]`  mean energy per query/key channel
+    K  `[n, n]`      covariance of one key head's n channels that no position turns; Q: their queries' correlation
     G  `[d_h, d_h]`  correlation of one key/value head's v_proj output, bias included; G = RᵀR
     V  `[d_h, d]`    that head's rows of v_proj.weight
     O  `[g, d, d_h]` o_proj.weight of the g query heads that share it
@@ -16,7 +17,8 @@ Where this differs from the paper, and why (all equal to it in exact arithmetic 
     leverage scores come from one Cholesky factor, `s = 1 − λ diag((C+λI)⁻¹)`, with λ relative to the mean diagonal;
     ‖C_q^{1/2}[:, i]‖ is √C_q[i, i], so type II needs energies only, and a rotary pair's energy does not change under
     the rotation; type III works in the head's own d_h channels instead of d × d roots, which also carries v_proj's
-    bias exactly; under grouped-query attention all heads of a group share one subspace, found jointly.
+    bias exactly; under grouped-query attention all heads of a group share one subspace, found jointly; query-key
+    channels that no position turns (OPT, GPT-2, part of Phi's heads) are not selected but projected, which is optimal.
 """
 
 from collections.abc import Sequence
@@ -32,8 +34,7 @@ from api_schemas.reports import ModuleReport
 from compression.core.linalg import factorize
 from compression.core.protocols import Solution
 from compression.core.statistics import BlockStatistics
-from preflight.families import Family
-from preflight.families.spec import Dimensions
+from preflight.families import Dimensions, Family
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,46 @@ def keep_pairs(scores: Tensor, rank: int) -> Tensor:
     return torch.topk(scores, rank // 2, dim=-1).indices.sort(dim=-1).values
 
 
-def channels_of(pairs: Tensor, head_dim: int) -> Tensor:
+def channels_of(pairs: Tensor, rotary_width: int) -> Tensor:
     """Channels of the kept pairs in rotate-half order, `[..., rank]`: first halves, then second halves.
 
     >>> channels_of(torch.tensor([0, 3]), 8).tolist()
     [0, 3, 4, 7]
     """
-    return torch.cat((pairs, pairs + head_dim // 2), dim=-1)
+    return torch.cat((pairs, pairs + rotary_width // 2), dim=-1)
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """What type II does to one key/value head: `q' = q A`, `k' = k B`, with A for all query heads that share it."""
+
+    query: Tensor
+    key: Tensor
+    lost: float
+    whole: float
+    damping: float
+
+
+def project_query_key(Q: Tensor, K: Tensor, rank: int) -> QueryKey:
+    """Best rank-`rank` query-key channels where no rotation stands between query and key.
+
+    Args:
+        Q: `[n, n]` float64, Σ over the sharing heads of E[qᵀ q].
+        K: `[n, n]` float64 covariance of the keys.
+        rank: channels to keep.
+
+    Returns:
+        `A, B [n, rank]` minimising Σ‖q kᵀ − (q A)(k B)ᵀ‖² over independent queries and keys: with Q = R_QᵀR_Q and
+        K = R_KᵀR_K, R_Q (I − A Bᵀ) R_Kᵀ is the discarded part of the SVD of R_Q R_Kᵀ.
+    """
+    of_query, of_key = factorize(Q, "query correlation"), factorize(K, "key covariance")
+    R_Q, R_K = of_query.lower.T, of_key.lower.T
+    U, S, Vt = torch.linalg.svd(R_Q @ R_K.T)
+    root = S[:rank].sqrt()
+    A = torch.linalg.solve_triangular(R_Q, U[:, :rank] * root, upper=True)
+    B = torch.linalg.solve_triangular(R_K, Vt[:rank].T * root, upper=True)
+    energy = S.square()
+    return QueryKey(A, B, float(energy[rank:].sum()), float(energy.sum()), max(of_query.damping, of_key.damping))
 
 
 @dataclass(frozen=True)
@@ -156,10 +190,14 @@ class Modegpt:
     def scaling(self, index: int) -> float:
         """Scale of the attention logits that the narrowed block expects.
 
-        Layout `portable` runs in stock code, which divides by √rank: `solve` folds √(rank/d_h) into the query.
+        Layout `portable` runs in stock code, which mostly divides by √rank: `solve` folds √(rank/d_h) into the query.
         """
-        width = self.shapes[index].query_key_rank if self.config.layout == "portable" else self.size.head_dim
-        return float(width**-0.5)
+        return self.size.attention_scale / self._fold(index)
+
+    def _fold(self, index: int) -> float:
+        if self.config.layout == "full" or self.family.attention_scale is not None:
+            return 1.0
+        return float((self.shapes[index].query_key_rank / self.size.head_dim) ** 0.5)
 
     def solve(self, index: int, state: dict[str, Tensor], statistics: BlockStatistics) -> Solution:
         """Narrow one block.
@@ -174,40 +212,55 @@ class Modegpt:
         """
         new = dict(state)
         reports = [
-            self._query_key(self.shapes[index], new, statistics),
+            self.narrow_query_key(index, new, statistics),
             self._value_output(self.shapes[index], new, statistics),
             self._mlp(self.shapes[index], new, statistics),
         ]
         return Solution(new, tuple(reports))
 
-    def _query_key(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
-        size, names, rank = self.size, self.family.attention, shape.query_key_rank
-        scores = statistics.pair_scores()
+    def narrow_query_key(self, index: int, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
+        size, names, rank = self.size, self.family.attention, self.shapes[index].query_key_rank
+        rotated, width = size.rotary_rank(index, rank), size.rotary_in(index)
+        pairs = self._pairs(rotated, statistics)
+        if rotated:
+            state[f"{names.module}.rotary_pairs"] = pairs.contiguous().clone()
+        if rank == size.head_dim:
+            untouched = "untouched: normalised per head, so that no channel can go" if size.qk_norm else None
+            return module_report("query_key", rank, rank, 0.0, 0.0, untouched)
+        parts: list[list[QueryKey]] = [[] for _ in range(size.kv_heads)]
+        if width > 0:
+            for head, (kept, scores) in enumerate(zip(pairs, statistics.pair_scores(), strict=True)):
+                parts[head].append(_choose(channels_of(kept, width), scores, kept, width))
+        if width < size.head_dim:
+            for head, (Q, K) in enumerate(zip(*statistics.unrotated_covariances(width), strict=True)):
+                parts[head].append(project_query_key(Q, K, rank - rotated))
+        query = torch.stack([torch.block_diag(*(part.query for part in head)) for head in parts])
+        key = torch.stack([torch.block_diag(*(part.key for part in head)) for head in parts])
+        self.apply_maps(state, names.query, query * self._fold(index))
+        self.apply_maps(state, names.key, key)
+        every = [part for head in parts for part in head]
+        error = (sum(part.lost for part in every) / max(sum(part.whole for part in every), 1e-300)) ** 0.5
+        return module_report("query_key", size.head_dim, rank, error, max(part.damping for part in every))
+
+    def _pairs(self, rotated: int, statistics: BlockStatistics) -> Tensor:
+        """Kept rotary pairs `[kv_heads, rotated / 2]`."""
         if self.shared_pairs is not None:
-            pairs = self.shared_pairs.expand(size.kv_heads, -1)
-        else:
-            pairs = keep_pairs(scores, rank)
-        kept = scores.gather(-1, pairs).square().sum() / scores.square().sum().clamp_min(1e-300)
-        channels = channels_of(pairs, size.head_dim)
-        fold = (rank / size.head_dim) ** 0.5 if self.config.layout == "portable" else 1.0
-        for linear, heads, per_group in ((names.query, size.heads, size.group), (names.key, size.kv_heads, 1)):
-            index = channels.repeat_interleave(per_group, dim=0)  # one row of channels per head
-            for kind in ("weight", "bias"):
-                name = f"{linear}.{kind}"
-                if name in state:
-                    rows = state[name].reshape(heads, size.head_dim, -1)
-                    chosen = rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
-                    if linear == names.query and fold != 1.0:
-                        chosen = (chosen.double() * fold).to(rows.dtype)
-                    state[name] = chosen.reshape(heads * rank, *state[name].shape[1:])
-        state[f"{names.query.rpartition('.')[0]}.rotary_pairs"] = pairs.contiguous().clone()
-        error = float((1 - kept).clamp_min(0).sqrt())
-        return _report("query_key", size.head_dim, rank, error, 0.0)
+            return self.shared_pairs.expand(self.size.kv_heads, -1)
+        return keep_pairs(statistics.pair_scores(), rotated)
+
+    def apply_maps(self, state: dict[str, Tensor], linear: str, maps: Tensor) -> None:
+        """Multiply each head's outputs by its key/value head's map `[kv_heads, d_h, rank]`."""
+        for name in (f"{linear}.weight", f"{linear}.bias"):
+            if name in state:
+                old = state[name]
+                rows = old.double().reshape(self.size.kv_heads, -1, self.size.head_dim, old[0].numel())
+                new = torch.einsum("kcr,kgcd->kgrd", maps, rows)
+                state[name] = new.reshape(-1, *old.shape[1:]).to(old.dtype)
 
     def _value_output(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
         size, names, rank = self.size, self.family.attention, shape.value_output_rank
         if rank == size.head_dim:
-            return _report("value_output", rank, rank, 0.0, 0.0)
+            return module_report("value_output", rank, rank, 0.0, 0.0)
         value, output = f"{names.value}.weight", f"{names.output}.weight"
         bias = f"{names.value}.bias"
         V = state[value].double().reshape(size.kv_heads, size.head_dim, -1)
@@ -222,23 +275,37 @@ class Modegpt:
             state[bias] = torch.einsum("hcr,hc->hr", basis, b).reshape(-1).to(dtype)
         state[output] = new_output.permute(2, 0, 1, 3).reshape(size.hidden, -1).to(state[output].dtype)
         error = (sum(one.lost for one in solved) / max(sum(one.whole for one in solved), 1e-300)) ** 0.5
-        return _report("value_output", size.head_dim, rank, error, max(one.damping for one in solved))
+        return module_report("value_output", size.head_dim, rank, error, max(one.damping for one in solved))
 
     def _mlp(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
         size, names, width = self.size, self.family.mlp, shape.mlp_width
         if width == size.mlp_width:
-            return _report("mlp", width, width, 0.0, 0.0)
+            return module_report("mlp", width, width, 0.0, 0.0)
         down = f"{names.down}.weight"
         solved = nystrom(statistics.mlp.mean()[0], state[down].double(), width, self.config.ridge)
         state[down] = solved.down.to(state[down].dtype)
-        for linear in (names.gate, names.up):
+        for linear in names.inputs:
             for name in (f"{linear}.weight", f"{linear}.bias"):
                 if name in state:
                     state[name] = state[name][solved.kept]
-        return _report("mlp", size.mlp_width, width, solved.relative_error, solved.damping)
+        return module_report("mlp", size.mlp_width, width, solved.relative_error, solved.damping)
 
 
-def _report(module: str, before: int, after: int, error: float, damping: float) -> ModuleReport:
+def _choose(channels: Tensor, scores: Tensor, kept: Tensor, width: int) -> QueryKey:
+    """Selection of channels as a map; what it loses is the energy of the pairs that are not kept."""
+    chosen = torch.eye(width, dtype=torch.float64)[:, channels]
+    whole = float(scores.square().sum())
+    return QueryKey(chosen, chosen, max(0.0, whole - float(scores[kept].square().sum())), whole, 0.0)
+
+
+def module_report(
+    module: str, before: int, after: int, error: float, damping: float, fallback: str | None = None
+) -> ModuleReport:
     return ModuleReport(
-        module=module, width_before=before, width_after=after, relative_output_error=error, damping=damping
+        module=module,
+        width_before=before,
+        width_after=after,
+        relative_output_error=error,
+        damping=damping,
+        fallback=fallback,
     )

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
-from preflight.families.spec import Dimensions, Family
+from preflight.families.dimensions import Dimensions
+from preflight.families.spec import Family
 
-__all__ = ["Dimensions", "Family", "known_families", "resolve"]
+__all__ = ["Dimensions", "Family", "known_families", "resolve", "table"]
 
-_NOT_FAMILIES = {"spec"}
+_NOT_FAMILIES = {"dimensions", "spec"}
 
 
 def known_families() -> tuple[str, ...]:
@@ -18,11 +19,18 @@ def known_families() -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_FAMILIES))
 
 
+def table(name: str) -> Family:
+    """The table of one of `known_families()`."""
+    family: Family = importlib.import_module(f"{__name__}.{name}").FAMILY
+    return family
+
+
 def resolve(config: Mapping[str, Any]) -> Family:
     """Return the table for a checkpoint's configuration.
 
     Raises:
-        InvalidCheckpoint: `unsupported_architecture`, or `invalid_config` when a size is missing or impossible.
+        InvalidCheckpoint: `unsupported_architecture` for another model type or a variant that its table does not
+            hold for, `invalid_config` when a size is missing or impossible.
     """
     model_type = config.get("model_type")
     if model_type not in known_families():
@@ -31,9 +39,21 @@ def resolve(config: Mapping[str, Any]) -> Family:
             f"config.json: model_type {model_type!r} has no family table; known are {', '.join(known_families())}",
             "model_type",
         )
-    family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+    family = table(model_type)
+    _check_variant(family, config)
     _check_sizes(family, config)
     return family
+
+
+def _check_variant(family: Family, config: Mapping[str, Any]) -> None:
+    for key, allowed in family.only.items():
+        if key in config and config[key] not in allowed:
+            raise InvalidCheckpoint(
+                "unsupported_architecture",
+                f"config.json: {key} {config[key]!r} is a variant of {family.name} that cannot be compressed; only "
+                f"{' or '.join(repr(value) for value in allowed)} can",
+                key,
+            )
 
 
 def _check_sizes(family: Family, config: Mapping[str, Any]) -> None:
@@ -43,10 +63,10 @@ def _check_sizes(family: Family, config: Mapping[str, Any]) -> None:
         raise InvalidCheckpoint(
             "invalid_config", f"config.json: {missing.args[0]!r} is missing; a {family.name} needs it", missing.args[0]
         ) from missing
-    except (TypeError, ValueError, ZeroDivisionError) as wrong:
+    except (AttributeError, OverflowError, TypeError, ValueError, ZeroDivisionError) as wrong:
         raise InvalidCheckpoint("invalid_config", f"config.json: a size is not a positive number: {wrong}") from wrong
-    sizes = {name: value for name, value in vars(size).items() if name != "tied_head"}
-    for name, value in sizes.items():
+    for name in ("hidden", "heads", "kv_heads", "head_dim", "mlp_width", "blocks", "vocabulary", "experts"):
+        value = getattr(size, name)
         if not 0 < value < 2**31:
             raise InvalidCheckpoint("invalid_config", f"config.json: {name} is {value}; it must be positive", name)
     if size.heads % size.kv_heads:
@@ -57,3 +77,16 @@ def _check_sizes(family: Family, config: Mapping[str, Any]) -> None:
         )
     if size.head_dim % 2:
         raise InvalidCheckpoint("invalid_config", f"config.json: head_dim {size.head_dim} is odd", "head_dim")
+    if size.rotary_width % 2 or not 0 <= size.rotary_width <= size.head_dim:
+        raise InvalidCheckpoint(
+            "invalid_config",
+            f"config.json: {size.rotary_width} of {size.head_dim} channels per head would be rotated; an even number "
+            "of them can be",
+            "partial_rotary_factor",
+        )
+    if size.rotates is not None and len(size.rotates) < size.blocks:
+        raise InvalidCheckpoint(
+            "invalid_config",
+            f"config.json: {len(size.rotates)} flags of rotary embedding for {size.blocks} blocks",
+            "rotary",
+        )

@@ -1,86 +1,191 @@
-"""What a family table says: names and facts, no code. Shapes follow from it and a model's configuration."""
+"""What a family table says: names and facts, no code. Shapes follow from it and a model's configuration.
+
+Names are *canonical*: every linear is one tensor `[out_features, in_features]`. Where a checkpoint stores several
+linears as one tensor, or a linear transposed, the table says so and everything else sees the canonical form.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from preflight.families.dimensions import Dimensions
 
-@dataclass(frozen=True)
-class Dimensions:
-    """The sizes of one model, in channels unless said otherwise."""
-
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    blocks: int
-    vocabulary: int
-    tied_head: bool
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.heads // self.kv_heads
+Entry = TypeVar("Entry")
+Shape = tuple[int, ...]
+Power = tuple[str, float]  # a factor: the value of a configuration key, raised to a power
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Names of a block's attention linears, relative to the block."""
+    """Names of a block's attention linears, relative to the block, and of the norms over a head's channels."""
 
     query: str = "self_attn.q_proj"
     key: str = "self_attn.k_proj"
     value: str = "self_attn.v_proj"
     output: str = "self_attn.o_proj"
+    query_norm: str = "self_attn.q_norm"
+    key_norm: str = "self_attn.k_norm"
+
+    @property
+    def module(self) -> str:
+        """The module that holds the linears."""
+        return self.query.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
-class GatedMlp:
-    """Names of a block's MLP linears, relative to the block: `down(act(gate(x)) * up(x))`."""
+class Mlp:
+    """Names of a block's MLP linears, relative to the block: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))`."""
 
-    gate: str = "mlp.gate_proj"
+    gate: str | None = "mlp.gate_proj"
     up: str = "mlp.up_proj"
     down: str = "mlp.down_proj"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The linears whose output channels are the MLP's units."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Linears stored as one tensor: their rows one part after the other, or, by head, each head's rows of all parts."""
+
+    stored: str
+    parts: tuple[str, ...]
+    by_head: bool = False
 
 
 @dataclass(frozen=True)
 class Family:
     """One decoder architecture: where its parts are and what holds for them.
 
-    `biases` maps a linear (relative to the block) to True, or to the configuration key that decides.
+    Attributes:
+        biases: a linear (relative to the block) to True, or to the configuration key that decides.
+        keys: our name of a configuration value to the family's, where it differs.
+        defaults: what the stock class assumes where a configuration key is absent.
+        only: configuration values that this table holds for; others are refused.
+        fused: linears that share a stored tensor.
+        transposed: stored tensors that are `[in_features, out_features]`.
+        optional_prefix: a prefix that old checkpoints of the bare decoder leave out.
+        norms: norms over the hidden channels; `norm_bias` says whether norms have a bias.
+        qk_norm: whether queries and keys are normalised per head, or the configuration key that decides.
+        rotary: the module of rotary angles, empty where there are none; `rotary_by_layer_type` has two sets of angles.
+        rotary_fraction: share of a head that is rotated, by configuration key and default; None rotates all of it.
+        unrotated: configuration keys of blocks without rotary embedding: a flag per block, or an interval.
+        positions: learned position embeddings, whose rows start at `position_offset`.
+        attention_scale: of the attention logits; None is one over the root of the head size.
+        attention_cap: configuration key of their cap `c tanh(logits / c)`; `logits_cap` is that of the head's logits.
+        embedding_scale: of the embeddings; `logits_scale` is that of the head's logits.
+        mlp_width_factor: the MLP's width in hidden sizes where the configuration does not say.
+        head_dim_is_free: stock code takes `head_dim` from the configuration for all four linears.
     """
 
     name: str
     architecture: str
-    biases: Mapping[str, bool | str]
+    biases: Mapping[str, bool | str] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     blocks: str = "model.layers"
     embeddings: str = "model.embed_tokens"
     final_norm: str = "model.norm"
-    rotary: str = "model.rotary_emb"
     head: str = "lm_head"
+    head_bias: bool = False
     attention: Attention = Attention()
-    mlp: GatedMlp = GatedMlp()
+    mlp: Mlp = Mlp()
+    fused: tuple[Fused, ...] = ()
+    transposed: frozenset[str] = frozenset()
+    optional_prefix: str = ""
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
-    head_dim_is_free: bool = True  # stock code takes `head_dim` from the configuration for all four linears
+    norm_bias: bool = False
+    qk_norm: bool | str = False
+    rotary: str = "model.rotary_emb"
+    rotary_by_layer_type: bool = False
+    rotary_fraction: Power | None = None
+    unrotated: tuple[str, str] | None = None
+    positions: str = ""
+    position_offset: int = 0
+    attention_scale: Power | None = None
+    attention_cap: str = ""
+    embedding_scale: Power | None = None
+    logits_scale: Power | None = None
+    logits_cap: str = ""
+    mlp_width_factor: int = 0
+    grouped_query: bool = True
+    head_dim_is_free: bool = True
+
+    @property
+    def stored_canonically(self) -> bool:
+        """Whether the stored tensors are the canonical ones."""
+        return not self.fused and not self.transposed
+
+    def setting(self, config: Mapping[str, Any], name: str) -> Any:
+        """A configuration value under the family's own key, or the stock class's default, or None."""
+        key = self.keys.get(name, name)
+        value = config.get(key)
+        return self.defaults.get(key) if value is None else value
+
+    def factor(self, config: Mapping[str, Any], rule: Power | None) -> float:
+        """The factor that a rule makes of the configuration; 1 without a rule."""
+        if rule is None:
+            return 1.0
+        return float(self._needed(config, rule[0]) ** rule[1])
 
     def dimensions(self, config: Mapping[str, Any]) -> Dimensions:
         """Read the sizes; raises KeyError naming the configuration key that is missing."""
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        hidden, heads = int(self._needed(config, "hidden_size")), int(self._needed(config, "num_attention_heads"))
+        head_dim = int((self.grouped_query and self.setting(config, "head_dim")) or hidden // heads)
+        width = self.setting(config, "intermediate_size") or self.mlp_width_factor * hidden
+        flags, every = (self.setting(config, key) for key in self.unrotated) if self.unrotated else (None, 0)
         return Dimensions(
             hidden=hidden,
             heads=heads,
-            kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            mlp_width=int(config["intermediate_size"]),
-            blocks=int(config["num_hidden_layers"]),
-            vocabulary=int(config["vocab_size"]),
-            tied_head=bool(config.get("tie_word_embeddings", False)),
+            kv_heads=int((self.grouped_query and self.setting(config, "num_key_value_heads")) or heads),
+            head_dim=head_dim,
+            mlp_width=int(width or self._needed(config, "intermediate_size")),
+            blocks=int(self._needed(config, "num_hidden_layers")),
+            vocabulary=int(self._needed(config, "vocab_size")),
+            tied_head=bool(self.setting(config, "tie_word_embeddings")),
+            rotary_width=self._rotary_width(config, head_dim),
+            attention_scale=self.factor(config, self.attention_scale) if self.attention_scale else head_dim**-0.5,
+            qk_norm=self.has_qk_norm(config),
+            rotates=flags,
+            unrotated_every=int(every or 0),
         )
+
+    def _needed(self, config: Mapping[str, Any], name: str) -> Any:
+        value = self.setting(config, name)
+        if value is None:
+            raise KeyError(self.keys.get(name, name))
+        return value
+
+    def _rotary_width(self, config: Mapping[str, Any], head_dim: int) -> int:
+        if not self.rotary:
+            return 0
+        if self.rotary_fraction is None:
+            return head_dim
+        key, default = self.rotary_fraction
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        fraction = scaling.get("partial_rotary_factor", config.get(key))
+        return int(head_dim * (default if fraction is None else fraction))
 
     def has_bias(self, linear: str, config: Mapping[str, Any]) -> bool:
         """Whether a block's linear carries a bias under this configuration."""
-        rule = self.biases.get(linear, False)
-        return bool(config.get(rule, False)) if isinstance(rule, str) else rule
+        return self._holds(self.biases.get(linear, False), config)
+
+    def has_qk_norm(self, config: Mapping[str, Any]) -> bool:
+        """Whether queries and keys are normalised per head, which ties all their channels together."""
+        return self._holds(self.qk_norm, config)
+
+    def _holds(self, rule: bool | str, config: Mapping[str, Any]) -> bool:
+        return bool(self.setting(config, rule)) if isinstance(rule, str) else rule
+
+    def full_names(self, tensors: Mapping[str, Entry]) -> dict[str, Entry]:
+        """The tensors under the whole model's names, where a checkpoint of the bare decoder leaves a prefix out."""
+        prefix = self.optional_prefix
+        if not prefix or any(name.startswith(prefix) for name in tensors):
+            return dict(tensors)
+        return {name if name.startswith(f"{self.head}.") else prefix + name: tensors[name] for name in tensors}
 
     def block_count(self, config: Mapping[str, Any]) -> int:
         """How many decoder blocks the configuration calls for."""
@@ -90,36 +195,59 @@ class Family:
         """The tensor-name prefix of one decoder block, with its trailing dot."""
         return f"{self.blocks}.{index}."
 
-    def required_tensors(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Every tensor the configuration calls for, with its shape; a tied head is not listed."""
+    def required_tensors(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """Every stored tensor the configuration calls for, with its shape; a tied head is not listed."""
         size = self.dimensions(config)
-        tensors: dict[str, tuple[int, ...]] = {
-            f"{self.embeddings}.weight": (size.vocabulary, size.hidden),
-            f"{self.final_norm}.weight": (size.hidden,),
-        }
+        tensors: dict[str, Shape] = {f"{self.embeddings}.weight": (size.vocabulary, size.hidden)}
+        tensors.update(self._norm(self.final_norm, size.hidden))
+        if self.positions:
+            rows = int(self._needed(config, "max_position_embeddings")) + self.position_offset
+            tensors[f"{self.positions}.weight"] = (rows, size.hidden)
         if not size.tied_head:
             tensors[f"{self.head}.weight"] = (size.vocabulary, size.hidden)
+        if self.head_bias:
+            tensors[f"{self.head}.bias"] = (size.vocabulary,)
         block = self.block_tensors(config)
         for index in range(size.blocks):
             prefix = self.block_prefix(index)
             tensors.update({prefix + name: shape for name, shape in block.items()})
         return tensors
 
-    def block_tensors(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The tensors of one block, relative to it, with their shapes `[out_features, in_features]`."""
+    def block_tensors(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """The stored tensors of one block, relative to it, with their shapes."""
+        tensors = self.canonical_tensors(config)
+        for fused in self.fused:
+            for kind in ("weight", "bias"):
+                shapes = [tensors.pop(name) for part in fused.parts if (name := f"{part}.{kind}") in tensors]
+                if shapes:
+                    tensors[f"{fused.stored}.{kind}"] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        for stored in self.transposed:
+            tensors[f"{stored}.weight"] = tensors[f"{stored}.weight"][::-1]
+        return tensors
+
+    def canonical_tensors(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+        """The canonical tensors of one block, relative to it, with their shapes `[out_features, in_features]`."""
         size = self.dimensions(config)
         linears = {
             self.attention.query: (size.heads * size.head_dim, size.hidden),
             self.attention.key: (size.kv_heads * size.head_dim, size.hidden),
             self.attention.value: (size.kv_heads * size.head_dim, size.hidden),
             self.attention.output: (size.hidden, size.heads * size.head_dim),
-            self.mlp.gate: (size.mlp_width, size.hidden),
-            self.mlp.up: (size.mlp_width, size.hidden),
+            **{linear: (size.mlp_width, size.hidden) for linear in self.mlp.inputs},
             self.mlp.down: (size.hidden, size.mlp_width),
         }
-        tensors: dict[str, tuple[int, ...]] = {f"{norm}.weight": (size.hidden,) for norm in self.norms}
+        tensors: dict[str, Shape] = {}
+        for norm in self.norms:
+            tensors.update(self._norm(norm, size.hidden))
+        if self.has_qk_norm(config):
+            for norm in (self.attention.query_norm, self.attention.key_norm):
+                tensors.update(self._norm(norm, size.head_dim))
         for linear, shape in linears.items():
             tensors[f"{linear}.weight"] = shape
             if self.has_bias(linear, config):
                 tensors[f"{linear}.bias"] = (shape[0],)
         return tensors
+
+    def _norm(self, norm: str, channels: int) -> dict[str, Shape]:
+        kinds = ("weight", "bias") if self.norm_bias else ("weight",)
+        return {f"{norm}.{kind}": (channels,) for kind in kinds}

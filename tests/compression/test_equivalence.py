@@ -1,7 +1,7 @@
 """A compressed block computes what its decomposition says: parity with the dense model whose weights are masked.
 
-The reference never uses our runtime: it is the stock model with rows of query/key zeroed, V/O replaced by the dense
-product of the factors, and MLP columns zeroed. Swapping a head, a pair or a transpose anywhere breaks it.
+The reference never uses our runtime: it is the stock model with rows of query/key zeroed or projected, V/O replaced by
+the dense product of the factors, and MLP columns zeroed. Swapping a head, a pair or a transpose anywhere breaks it.
 """
 
 from pathlib import Path
@@ -13,60 +13,84 @@ from transformers import AutoModelForCausalLM
 from compression.methods.modegpt import channels_of
 from compression.reload import expected_logits
 from preflight.shapes import dense_shape
+from tests.compression.kinds import CASES
+from tests.compression.stock_views import views
 from tests.compression.walks import Walk, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
-CASES = [
-    ("llama", {"kv_heads": 2, "tied": True}),
-    ("llama", {"kv_heads": 1, "bias": True}),
-    ("llama", {"kv_heads": 4, "head_dim": 10, "hidden": 24, "intermediate": 37}),
-    ("mistral", {"kv_heads": 2}),
-    ("qwen2", {"kv_heads": 2}),
-    ("qwen2", {"kv_heads": 1, "layers": 3}),
-]
 
-
-def masked_reference(folder: Path, done: Walk) -> torch.nn.Module:
+def masked_reference(folder: Path, kind: str, done: Walk) -> torch.nn.Module:
     """The stock model whose dense weights compute what the compressed blocks compute."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    size = done.method.size
-    with torch.no_grad():
-        for index, block in enumerate(model.model.layers):
-            state = done.store.results[index].state
-            attention, mlp = block.self_attn, block.mlp
-            pairs = state["self_attn.rotary_pairs"]
-            keep = torch.zeros(size.kv_heads, size.head_dim, dtype=torch.bool)
-            keep.scatter_(1, channels_of(pairs, size.head_dim), value=True)
-            for linear, mask in (
-                (attention.q_proj, keep.repeat_interleave(size.group, 0)),
-                (attention.k_proj, keep),
-            ):
-                linear.weight *= mask.reshape(-1, 1)
-                if linear.bias is not None:
-                    linear.bias *= mask.reshape(-1)
-            _fill_value_output(attention, state, size)
-            mlp.down_proj.weight.copy_(_dense_down(mlp, state))
+    size, family = done.method.size, done.model.family
+    for index, block in enumerate(model.get_submodule(family.blocks)):
+        state, stock = done.store.results[index].state, views(kind, block, size)
+        new = {
+            name: by_new_head(state, getattr(family.attention, name), size, heads)
+            for name, heads in (("query", size.heads), ("key", size.kv_heads), ("value", size.kv_heads))
+        }
+        _fill_query_key(stock, new, state.get(f"{family.attention.module}.rotary_pairs"), size, size.rotary_in(index))
+        _fill_value_output(stock, new["value"], state[f"{family.attention.output}.weight"], size)
+        new_up, new_down = state[f"{family.mlp.up}.weight"], state[f"{family.mlp.down}.weight"]
+        kept = [int((stock.up == row).all(dim=1).nonzero()[0]) for row in new_up]
+        stock.down.zero_()
+        stock.down[:, kept] = new_down
     return model
 
 
-def _fill_value_output(attention, state, size) -> None:
-    """Put `basis` back by least squares: v' = v B, so B is what maps the old value rows to the new ones."""
-    new_v = state["self_attn.v_proj.weight"].reshape(size.kv_heads, -1, size.hidden)
-    old_v = attention.v_proj.weight.reshape(size.kv_heads, size.head_dim, size.hidden)
-    new_o = state["self_attn.o_proj.weight"].reshape(size.hidden, size.kv_heads, size.group, -1)
-    dense_o = torch.empty(size.hidden, size.kv_heads, size.group, size.head_dim)
+def by_new_head(state, linear: str, size, heads: int) -> torch.Tensor:
+    """Weights with biases as a last column, `[heads, rank, hidden + 1]` in float64."""
+    weight = state[f"{linear}.weight"].double()
+    bias = state.get(f"{linear}.bias", torch.zeros(len(weight))).double()
+    return torch.cat((weight, bias[:, None]), dim=1).reshape(heads, -1, size.hidden + 1)
+
+
+def with_bias(pair) -> torch.Tensor:
+    weight, bias = pair
+    column = torch.zeros(weight.shape[:2]) if bias is None else bias
+    return torch.cat((weight, column[..., None]), dim=2).double()
+
+
+def _fill_query_key(stock, new, pairs, size, width: int) -> None:
+    """Zero the rotated channels that went; put the projections of the others into the query as one dense map."""
+    rotated = 0 if pairs is None else 2 * pairs.shape[1]
+    old_query, old_key = with_bias(stock.query), with_bias(stock.key)
     for head in range(size.kv_heads):
-        basis = torch.linalg.lstsq(old_v[head].T.double(), new_v[head].T.double()).solution
-        dense_o[:, head] = (new_o[:, head].double() @ basis.T).float()
-    attention.o_proj.weight.copy_(dense_o.reshape(size.hidden, -1))
+        mine = slice(head * size.group, (head + 1) * size.group)
+        keep = torch.zeros(size.head_dim, dtype=torch.bool)
+        if rotated:
+            keep[channels_of(pairs[head], width)] = True
+            chosen = channels_of(pairs[head], width)
+            torch.testing.assert_close(new["key"][head, :rotated], old_key[head, chosen], rtol=0, atol=0)
+            torch.testing.assert_close(new["query"][mine, :rotated], old_query[mine][:, chosen], rtol=0, atol=0)
+        dense = torch.zeros(size.head_dim, size.head_dim, dtype=torch.float64)
+        dense[keep, keep] = 1.0
+        if width < size.head_dim:
+            A = factor(old_query[mine, width:], new["query"][mine, rotated:])
+            B = factor(old_key[head : head + 1, width:], new["key"][head : head + 1, rotated:])
+            dense[width:, width:] = B @ A.T  # q' k'ᵀ = q A Bᵀ kᵀ
+        filled = torch.einsum("cr,grd->gcd", dense, old_query[mine])
+        stock.query[0][mine] = filled[..., :-1].float()
+        if stock.query[1] is not None:
+            stock.query[1][mine] = filled[..., -1].float()
 
 
-def _dense_down(mlp, state) -> torch.Tensor:
-    """Columns of the new down projection at the places of the units whose rows were kept."""
-    kept = [int((mlp.up_proj.weight == row).all(dim=1).nonzero()[0]) for row in state["mlp.up_proj.weight"]]
-    down = torch.zeros_like(mlp.down_proj.weight)
-    down[:, kept] = state["mlp.down_proj.weight"]
-    return down
+def factor(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The one map `[channels, rank]` with `new = mapᵀ old` for all heads given, biases included; it must exist."""
+    left, right = old.transpose(0, 1).flatten(1).T, new.transpose(0, 1).flatten(1).T
+    solution = torch.linalg.lstsq(left, right).solution
+    torch.testing.assert_close(left @ solution, right, rtol=1e-4, atol=1e-4)
+    return solution
+
+
+def _fill_value_output(stock, new_value, new_output, size) -> None:
+    """Put `basis` back by least squares: v' = v B, so B is what maps the old value rows to the new ones."""
+    heads = new_output.double().reshape(size.hidden, size.kv_heads, size.group, -1)
+    old = with_bias(stock.value)
+    for head in range(size.kv_heads):
+        basis = factor(old[head : head + 1], new_value[head : head + 1])
+        dense = heads[:, head] @ basis.T
+        stock.output[:, head * size.group : (head + 1) * size.group] = dense.float()
 
 
 @pytest.mark.parametrize("propagation", ["dense", "sequential"])
@@ -78,7 +102,7 @@ def test_layout_full_computes_its_decomposition(tmp_path: Path, kind: str, setti
     tokens = random_tokens(1, 24, seed=5)
     got = expected_logits(done.model, done.method, done.store, tokens)
     with torch.inference_mode():
-        reference = masked_reference(folder, done)(tokens).logits[0]
+        reference = masked_reference(folder, kind, done)(tokens).logits[0]
     torch.testing.assert_close(got, reference, rtol=2e-4, atol=2e-4)
 
 

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from api_schemas.errors import InvalidCheckpoint, InvalidRecipe
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
-from compression.runtime.models import resize_block_
-from preflight.families import known_families, resolve
+from compression.runtime.blocks import resize_block_
+from preflight.families import known_families, resolve, table
 from preflight.shapes import block_costs, dense_shape, shapes_for
+from tests.tiny_models import MULTI_HEAD_ONLY, RENAMED
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -42,7 +43,10 @@ def step(**settings: Any) -> ModegptConfig:
 
 def built(kind: str, **settings: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
     sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, vocab_size=50, num_key_value_heads=2, **sizes, **settings)
+    sizes |= {} if kind in MULTI_HEAD_ONLY else {"num_key_value_heads": 2}
+    named = {RENAMED.get(kind, {}).get(name, name): value for name, value in sizes.items()}
+    padding = {"pad_token_id": 0}  # some families' default lies outside a small vocabulary
+    config = AutoConfig.for_model(kind, vocab_size=50, **padding, **named, **settings)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return model, json.loads(config.to_json_string())
@@ -55,6 +59,12 @@ CASES = [
     ("mistral", {"head_dim": 10}),
     ("qwen2", {}),
     ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen3", {"head_dim": 6}),
+    ("qwen3", {"head_dim": 10, "attention_bias": True}),
+    ("granite", {}),
+    ("granite", {"attention_bias": True, "mlp_bias": True}),
+    ("smollm3", {}),
+    ("smollm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
 ]
 
 
@@ -71,8 +81,10 @@ def test_costs_count_the_parameters_of_any_shape(
     kind: str, settings: dict[str, Any], shape: tuple[int, int, int]
 ) -> None:
     model, config = built(kind, **settings)
-    wanted = BlockShape(mlp_width=shape[0], query_key_rank=shape[1], value_output_rank=shape[2])
-    block = model.model.layers[0]
+    size = resolve(config).dimensions(config)
+    rank = size.head_dim if size.qk_norm else shape[1]
+    wanted = BlockShape(mlp_width=shape[0], query_key_rank=rank, value_output_rank=shape[2])
+    block = model.get_submodule(resolve(config).blocks)[0]
     resize_block_(block, wanted.model_dump())
     counted = sum(parameter.numel() for parameter in block.parameters())
     assert block_costs(resolve(config), config).parameters(wanted) == counted
@@ -126,9 +138,9 @@ def test_a_sparsity_the_chosen_parts_cannot_carry_is_refused() -> None:
 
 
 def test_every_family_table_is_found_by_its_name() -> None:
-    assert {"llama", "mistral", "qwen2"} <= set(known_families())
+    assert {"llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"} <= set(known_families())
     for name in known_families():
-        assert resolve({**SMOLLM2, "model_type": name}).name == name
+        assert table(name).name == name
 
 
 @pytest.mark.parametrize(

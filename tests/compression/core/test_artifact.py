@@ -9,11 +9,14 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression.core.artifact import Result, longrope, sane_generation, write_artifact
+from compression.core.streamed_model import StreamedModel
+from compression.evaluation import final_states
 from compression.methods.modegpt import keep_pairs
 from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import shapes_for
+from tests.compression.kinds import CASES
 from tests.compression.walks import Walk, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
@@ -45,6 +48,9 @@ def portable_walk(folder: Path, **settings: object) -> Walk:
         ("llama", {"kv_heads": 1, "bias": True, "head_dim": 12}),
         ("mistral", {}),
         ("qwen2", {}),
+        ("granite", {"bias": True}),
+        ("smollm3", {"tied": True}),
+        ("smollm3", {"no_rope_layers": [0, 1]}),
     ],
 )
 def test_portable_with_reduced_attention_loads_in_stock_classes(tmp_path: Path, kind: str, settings: dict) -> None:
@@ -82,16 +88,37 @@ def test_portable_reduced_attention_equals_the_original_scale(tmp_path: Path) ->
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
-def test_full_layout_reloads_through_the_auto_classes(tmp_path: Path, kind: str) -> None:
-    folder = make_tiny_model(tmp_path / "in", kind, tied=kind == "llama")
-    done = walk(folder, step(layout="full"), random_tokens(8, 32))
-    write(done, folder, tmp_path / "out", "full")
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_portable_with_narrower_mlps_loads_in_stock_classes(tmp_path: Path, kind: str, settings: dict) -> None:
+    """What was parted or turned is written as the stock class stores it."""
+    folder = make_tiny_model(tmp_path / "in", kind, **settings)
+    done = walk(folder, step(layout="portable", sparsity=0.2), random_tokens(8, 32))
+    assert done.method.shapes[0].mlp_width < done.method.size.mlp_width
+    write(done, folder, tmp_path / "out", "portable")
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model).__module__.startswith("transformers.models.")
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tokens = random_tokens(1, 40, seed=9)
     with torch.inference_mode():
         got = model(tokens).logits[0]
+    torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-4, atol=1e-4)
+    assert open_checkpoint(tmp_path / "out").tensors.keys() == done.model.tensors.keys()
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_full_layout_reloads_through_the_auto_classes(tmp_path: Path, kind: str, settings: dict) -> None:
+    folder = make_tiny_model(tmp_path / "in", kind, **settings)
+    done = walk(folder, step(layout="full"), random_tokens(8, 32))
+    write(done, folder, tmp_path / "out", "full")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    streamed = StreamedModel(tmp_path / "out", done.model.family)
+    tokens = random_tokens(1, 40, seed=9)
+    with torch.inference_mode():
+        got = model(tokens).logits[0]
+        hidden = final_states(streamed, tokens, lambda _: None)
+        with streamed.head() as head:
+            torch.testing.assert_close(head(hidden)[0], got, rtol=1e-5, atol=1e-5)
         written = model.generate(tokens, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
         again = model(written).logits[0, 39:-1].argmax(-1)
     torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-5, atol=1e-5)

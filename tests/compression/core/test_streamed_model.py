@@ -11,16 +11,9 @@ from api_schemas.errors import InvalidCheckpoint
 from compression.core.blockwise import run_block_
 from compression.core.streamed_model import StreamedModel
 from preflight.families import resolve
+from tests.compression.kinds import CASES
 from tests.compression.walks import random_tokens
 from tests.tiny_models import make_tiny_model
-
-CASES = [
-    ("llama", {"kv_heads": 2, "tied": True}),
-    ("llama", {"kv_heads": 1, "bias": True}),
-    ("llama", {"kv_heads": 4, "head_dim": 10}),
-    ("mistral", {"kv_heads": 2}),
-    ("qwen2", {"kv_heads": 2}),
-]
 
 
 def streamed_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
