@@ -19,6 +19,7 @@ from job_store.landing import Landed, Landing, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder
 from job_store.settings import Settings
 from job_store.tables import FileRow, UploadPartRow, UploadRow
+from job_store.upload_parts import next_number, ordered_parts, replace_part, to_part
 
 MAX_PART_NUMBER = 10**6
 
@@ -83,7 +84,7 @@ class UploadStore:
                     raise NotFound("part_not_found", f"upload {upload_id!r} has no part {after!r}", "after")
                 statement = statement.where(UploadPartRow.number > last.number)
             rows = session.scalars(statement.order_by(UploadPartRow.number).limit(limit + 1)).all()
-        data = [_to_part(row) for row in rows[:limit]]
+        data = [to_part(row) for row in rows[:limit]]
         ends = (data[0].id, data[-1].id) if data else (None, None)
         return Page[UploadPart](data=data, has_more=len(rows) > limit, first_id=ends[0], last_id=ends[1])
 
@@ -114,11 +115,11 @@ class UploadStore:
                 landed.path.unlink(missing_ok=True)
             sync_folder(target.parent)
             with writing(self._engine) as session:
-                replaced = _replace_part(session, upload_id, number)
+                replaced = replace_part(session, upload_id, number)
                 row = UploadPartRow(
                     id=part_id,
                     upload_id=upload_id,
-                    number=_next_number(session, upload_id) if number is None else number,
+                    number=next_number(session, upload_id) if number is None else number,
                     created_at=self._clock(),
                     bytes=landed.bytes,
                     sha256=landed.sha256,
@@ -126,7 +127,7 @@ class UploadStore:
                 session.add(row)
             if replaced is not None:
                 (target.parent / replaced).unlink(missing_ok=True)
-        return _to_part(row)
+        return to_part(row)
 
     def complete(self, upload_id: str, request: CompleteRequest) -> Upload:
         """Join the parts in the order given, check size and digests, and keep the file.
@@ -194,7 +195,7 @@ class UploadStore:
     def _gather(self, upload: Upload, request: CompleteRequest) -> Landed:
         with reading(self._engine) as session:
             declared = _row(session, upload.id).sha256
-            parts = _ordered(session, upload.id, request.part_ids)
+            parts = ordered_parts(session, upload.id, request.part_ids)
         stored = self._files.find(declared) if declared and not parts else None
         size = stored.bytes if stored else sum(part.bytes for part in parts)
         if size != upload.bytes:
@@ -270,42 +271,3 @@ def _row(session: Session, upload_id: str) -> UploadRow:
             "upload_not_found", f"no upload has id {upload_id!r}; open one with POST /v1/uploads", "upload_id"
         )
     return row
-
-
-def _to_part(row: UploadPartRow) -> UploadPart:
-    return UploadPart(
-        id=row.id,
-        created_at=int(row.created_at),
-        upload_id=row.upload_id,
-        number=row.number,
-        bytes=row.bytes,
-        sha256=row.sha256,
-    )
-
-
-def _ordered(session: Session, upload_id: str, part_ids: tuple[str, ...]) -> list[UploadPartRow]:
-    rows = {row.id: row for row in session.scalars(select(UploadPartRow).where(UploadPartRow.upload_id == upload_id))}
-    for index, part_id in enumerate(part_ids):
-        if part_id not in rows:
-            message = f"upload {upload_id!r} has no part {part_id!r} (a part sent again gets a new id); list its parts"
-            raise InvalidRequest("unknown_part", message, f"part_ids.{index}")
-    if len(set(part_ids)) != len(part_ids):
-        raise InvalidRequest("duplicate_part", "part_ids names a part twice; name each once, in order", "part_ids")
-    return [rows[part_id] for part_id in part_ids]
-
-
-def _replace_part(session: Session, upload_id: str, number: int | None) -> str | None:
-    if number is None:
-        return None
-    statement = select(UploadPartRow).where(UploadPartRow.upload_id == upload_id, UploadPartRow.number == number)
-    row = session.scalars(statement).one_or_none()
-    if row is None:
-        return None
-    session.delete(row)
-    session.flush()
-    return row.id
-
-
-def _next_number(session: Session, upload_id: str) -> int:
-    highest = select(func.max(UploadPartRow.number)).where(UploadPartRow.upload_id == upload_id)
-    return (session.scalar(highest) or 0) + 1
