@@ -110,6 +110,9 @@ class StreamedModel:
             size = self.size
             whole = {"mlp_width": size.mlp_width, "query_key_rank": size.head_dim, "value_output_rank": size.head_dim}
             resize_block_(block, whole)
+            pairs = torch.arange(size.rotary_in(index) // 2)
+            if len(pairs):
+                state = {**state, f"{self.family.attention.module}.rotary_pairs": pairs.expand(size.kv_heads, -1)}
         return self._load(block, state)
 
     def resized_block(

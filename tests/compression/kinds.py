@@ -1,7 +1,13 @@
-"""The contract's cases: in every family grouped, single and many key/value heads, biases on and off, tied and untied."""
+"""The contract's cases: all families; grouped, single and many key/value heads; with and without biases and ties."""
 
 from typing import Any
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.0, 2.0, 3.0, 5.0],
+}
 Case = tuple[str, dict[str, Any]]
 
 CASES: list[Case] = [
@@ -20,4 +26,12 @@ CASES: list[Case] = [
     ("smollm3", {"kv_heads": 2, "tied": True}),
     ("smollm3", {"kv_heads": 1, "bias": True, "mlp_bias": True, "layers": 3}),
     ("smollm3", {"kv_heads": 4, "head_dim": 10, "no_rope_layers": [0, 1]}),
+    ("phi3", {"kv_heads": 2, "tied": True}),
+    ("phi3", {"kv_heads": 1, "sliding_window": 7}),
+    ("phi3", {"kv_heads": 4, "rope_parameters": LONGROPE, "original_max_position_embeddings": 16}),
+    ("phi3", {"kv_heads": 2, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}),
+    ("phi", {"kv_heads": 4}),
+    ("phi", {"kv_heads": 2, "head_dim": 12, "hidden": 48}),
+    ("phi", {"kv_heads": 1, "tied": True}),
+    ("phi", {"kv_heads": 2, "qk_layernorm": True}),
 ]

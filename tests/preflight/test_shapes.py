@@ -46,7 +46,7 @@ def built(kind: str, **settings: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
     sizes |= {} if kind in MULTI_HEAD_ONLY else {"num_key_value_heads": 2}
     named = {RENAMED.get(kind, {}).get(name, name): value for name, value in sizes.items()}
     padding = {"pad_token_id": 0}  # some families' default lies outside a small vocabulary
-    config = AutoConfig.for_model(kind, vocab_size=50, **padding, **named, **settings)
+    config = AutoConfig.for_model(kind, vocab_size=50, **{**padding, **named, **settings})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return model, json.loads(config.to_json_string())
@@ -64,6 +64,9 @@ CASES = [
     ("granite", {}),
     ("granite", {"attention_bias": True, "mlp_bias": True}),
     ("smollm3", {}),
+    ("phi3", {}),
+    ("phi", {"num_attention_heads": 2}),
+    ("phi", {"num_attention_heads": 2, "qk_layernorm": True, "tie_word_embeddings": True}),
     ("smollm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
 ]
 

@@ -120,7 +120,9 @@ def test_full_layout_reloads_through_the_auto_classes(tmp_path: Path, kind: str,
         with streamed.head() as head:
             torch.testing.assert_close(head(hidden)[0], got, rtol=1e-5, atol=1e-5)
         written = model.generate(tokens, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
-        again = model(written).logits[0, 39:-1].argmax(-1)
+        repeated = model(written).logits[0, 39:-1]
+        repeated[:, model.config.eos_token_id] = -torch.inf  # min_new_tokens forbids it
+        again = repeated.argmax(-1)
     torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-5, atol=1e-5)
     assert written[0, 40:].tolist() == again.tolist()  # the cache holds narrower keys and values
 
