@@ -135,7 +135,7 @@ def _tensors(result: Result, drop_head: bool) -> Iterator[tuple[str, Tensor]]:
     source, family = result.source, result.source.family
     for name in sorted(source.tensors):
         if not name.startswith(f"{family.blocks}.") and not (drop_head and name == f"{family.head}.weight"):
-            yield name, source.read(name)
+            yield family.stored_name(name) if result.layout == "portable" else name, source.read(name)
     for index in range(len(result.shapes)):
         state = _block_state(result, index)
         if result.layout == "portable":

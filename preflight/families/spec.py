@@ -67,6 +67,7 @@ class Family:
         fused: linears that share a stored tensor.
         transposed: stored tensors that are `[in_features, out_features]`.
         optional_prefix: a prefix that old checkpoints of the bare decoder leave out.
+        renamed: modules by their name on disk, where the stock class has another.
         norms: norms over the hidden channels; `norm_bias` says whether norms have a bias.
         qk_norm: whether queries and keys are normalised per head, or the configuration key that decides.
         rotary: the module of rotary angles, empty where there are none; `rotary_by_layer_type` has two sets of angles.
@@ -96,6 +97,7 @@ class Family:
     fused: tuple[Fused, ...] = ()
     transposed: frozenset[str] = frozenset()
     optional_prefix: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: bool = False
     qk_norm: bool | str = False
@@ -181,11 +183,20 @@ class Family:
         return bool(self.setting(config, rule)) if isinstance(rule, str) else rule
 
     def full_names(self, tensors: Mapping[str, Entry]) -> dict[str, Entry]:
-        """The tensors under the whole model's names, where a checkpoint of the bare decoder leaves a prefix out."""
+        """The tensors under this table's names, however the checkpoint calls them."""
         prefix = self.optional_prefix
-        if not prefix or any(name.startswith(prefix) for name in tensors):
-            return dict(tensors)
-        return {name if name.startswith(f"{self.head}.") else prefix + name: tensors[name] for name in tensors}
+        bare = bool(prefix) and not any(name.startswith(prefix) for name in tensors)
+        named = {}
+        for name, entry in tensors.items():
+            module, _, kind = name.rpartition(".")
+            full = f"{self.renamed[module]}.{kind}" if module in self.renamed else name
+            named[prefix + full if bare and not full.startswith(f"{self.head}.") else full] = entry
+        return named
+
+    def stored_name(self, tensor: str) -> str:
+        """What the stock class calls a tensor on disk."""
+        module, _, kind = tensor.rpartition(".")
+        return next((f"{stored}.{kind}" for stored, ours in self.renamed.items() if ours == module), tensor)
 
     def block_count(self, config: Mapping[str, Any]) -> int:
         """How many decoder blocks the configuration calls for."""

@@ -34,4 +34,10 @@ CASES: list[Case] = [
     ("phi", {"kv_heads": 2, "head_dim": 12, "hidden": 48}),
     ("phi", {"kv_heads": 1, "tied": True}),
     ("phi", {"kv_heads": 2, "qk_layernorm": True}),
+    ("opt", {"bias": True, "tied": True}),
+    ("opt", {"heads": 2}),
+    ("gpt2", {"tied": True}),
+    ("gpt2", {"heads": 2, "intermediate": 37}),
+    ("gpt_neox", {"heads": 2, "bias": True}),
+    ("gpt_neox", {"heads": 4, "tied": True, "use_parallel_residual": False}),
 ]

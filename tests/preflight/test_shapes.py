@@ -67,6 +67,12 @@ CASES = [
     ("phi3", {}),
     ("phi", {"num_attention_heads": 2}),
     ("phi", {"num_attention_heads": 2, "qk_layernorm": True, "tie_word_embeddings": True}),
+    ("opt", {}),
+    ("opt", {"enable_bias": False, "tie_word_embeddings": False}),
+    ("gpt2", {}),
+    ("gpt2", {"tie_word_embeddings": False}),
+    ("gpt_neox", {"num_attention_heads": 1}),
+    ("gpt_neox", {"num_attention_heads": 1, "attention_bias": False}),
     ("smollm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
 ]
 
@@ -166,6 +172,43 @@ def test_impossible_configurations_are_named(change: dict[str, Any], code: str) 
     with pytest.raises(InvalidCheckpoint) as caught:
         resolve({**SMOLLM2, **change})
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("opt", {"do_layer_norm_before": False}),  # OPT-350M
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"add_cross_attention": True}),
+    ],
+)
+def test_variants_that_a_table_does_not_hold_for_are_refused_by_name(name: str, change: dict[str, Any]) -> None:
+    _, config = built(name)
+    assert resolve(config).name == name
+    with pytest.raises(InvalidCheckpoint) as caught:
+        resolve({**config, **change})
+    assert (caught.value.code, caught.value.param) == ("unsupported_architecture", next(iter(change)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_parameters": {"partial_rotary_factor": 0.4}},
+        {"rope_parameters": {"partial_rotary_factor": 2.0}},
+        {"rope_parameters": "default"},
+    ],
+)
+def test_an_impossible_share_of_rotated_channels_is_named(change: dict[str, Any]) -> None:
+    _, config = built("phi", num_attention_heads=2)
+    with pytest.raises(InvalidCheckpoint) as caught:
+        resolve({**config, **change, "hidden_size": 10})
+    assert caught.value.code == "invalid_config"
+
+
+def test_flags_for_too_few_blocks_are_named() -> None:
+    _, config = built("smollm3")
+    with pytest.raises(InvalidCheckpoint, match="1 flags"):
+        resolve({**config, "no_rope_layers": [1]})
 
 
 def test_a_missing_size_is_named() -> None:

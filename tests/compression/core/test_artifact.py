@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compression.core.artifact import Result, longrope, sane_generation, write_artifact
-from compression.core.streamed_model import StreamedModel
+from compression.core.streamed_model import StreamedModel, tensors_of
 from compression.evaluation import final_states
 from compression.methods.modegpt import keep_pairs
 from compression.reload import expected_logits
@@ -102,7 +102,7 @@ def test_portable_with_narrower_mlps_loads_in_stock_classes(tmp_path: Path, kind
     with torch.inference_mode():
         got = model(tokens).logits[0]
     torch.testing.assert_close(got, expected_logits(done.model, done.method, done.store, tokens), rtol=1e-4, atol=1e-4)
-    assert open_checkpoint(tmp_path / "out").tensors.keys() == done.model.tensors.keys()
+    assert tensors_of(tmp_path / "out").keys() == tensors_of(folder).keys()
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from api_schemas.errors import InvalidCheckpoint
 from compression.core.blockwise import run_block_
 from compression.core.streamed_model import StreamedModel
+from preflight.checkpoint import describe, open_checkpoint
 from preflight.families import resolve
 from tests.compression.kinds import CASES
 from tests.compression.walks import random_tokens
@@ -44,6 +46,22 @@ def test_a_sliding_window_shorter_than_the_text_is_honoured(tmp_path: Path) -> N
     with torch.inference_mode():
         expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
     torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_old_checkpoints_of_the_bare_decoder_are_read_under_full_names(tmp_path: Path) -> None:
+    """GPT-2 as it was first published: no `transformer.` prefix, and the causal mask stored in every block."""
+    folder = make_tiny_model(tmp_path, "gpt2", tied=True)
+    tokens = random_tokens(2, 20)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    state = {name.removeprefix("transformer."): t for name, t in load_file(folder / "model.safetensors").items()}
+    state |= {f"h.{index}.attn.bias": torch.ones(1, 1, 8, 8) for index in range(2)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    assert describe(checkpoint).blockers == ()
+    torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+    streamed = StreamedModel(folder, resolve(checkpoint.config), checkpoint.tensors)
+    assert "attn.bias" not in streamed.block_state(0)
 
 
 def test_nan_weights_are_named_when_they_are_read(tmp_path: Path) -> None:
