@@ -60,7 +60,8 @@ class Plan(Frozen):
     estimated_seconds: float
     estimate_basis: Annotated[str, Field(description="the rate behind estimated_seconds: measured here, or assumed")]
     runtimes: tuple[RuntimeSupport, ...]
-    notes: tuple[str, ...]
+    notes: Annotated[tuple[str, ...], Field(description="choices that the recipe left open, and how they were made")]
+    warnings: Annotated[tuple[str, ...], Field(description="oddities of the checkpoint that do not stand in the way")]
     blockers: tuple[Blocker, ...]
 
 

@@ -57,7 +57,11 @@ class ModuleReport(Frozen):
     width_before: int
     width_after: int
     relative_output_error: Annotated[
-        float, Field(description="‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖ for mlp and value_output; kept energy lost for query_key")
+        float,
+        Field(
+            description="mlp and value_output: ‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖ (mode refined: against the re-fit's target); "
+            "query_key: root of the share of pair energy lost"
+        ),
     ]
     damping: Annotated[float, Field(description="largest multiple of the mean diagonal a factorisation needed")]
     fallback: str | None = None
@@ -73,6 +77,10 @@ class BlockReport(Frozen):
     relative_output_error: Annotated[
         float, Field(description="‖ŷ − y‖/‖y − x‖ on the first calibration chunk: what is lost of what the block adds")
     ]
+    stream_error: Annotated[
+        float | None,
+        Field(description="‖compressed − original‖/‖original‖ of the hidden states after it; null where one is walked"),
+    ] = None
     seconds: float
     modules: tuple[ModuleReport, ...]
 

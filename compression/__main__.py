@@ -17,7 +17,8 @@ from api_schemas.errors import ErrorResponse, JobFailed, ModepressError
 from api_schemas.events import ProgressEvent
 from api_schemas.recipe import Recipe
 from compression.core.block_store import write_durably
-from compression.pipeline import GateFailed, compress
+from compression.judgement import GateFailed
+from compression.pipeline import compress
 
 
 class _Terminal:

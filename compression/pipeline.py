@@ -12,33 +12,23 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from api_schemas.errors import JobFailed
 from api_schemas.recipe import Recipe
-from api_schemas.reports import BlockReport, CompressionReport, CountBeforeAfter, MeasuredPair, ReloadProof
+from api_schemas.reports import BlockReport, CompressionReport, MeasuredPair, ReloadProof
 from compression.core.artifact import Result, write_artifact
 from compression.core.block_store import FolderBlockStore, sync_folder
 from compression.core.blockwise import compress_blocks
-from compression.core.memory import peak_rss_bytes
 from compression.core.protocols import ProgressSink
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality, compare
+from compression.judgement import Outcome, build_report, judge
 from compression.methods.modegpt import Modegpt
-from compression.planning import choose_method
+from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared, fingerprint, prepare, versions
 from compression.reload import Probed, expected_logits, prove, run_probe
 from compression.stages import Stages
 from preflight.plans import recipe_hash
 
 PROOF_TOKENS = 64
-
-
-class GateFailed(JobFailed):
-    """The artifact is worse than the recipe allows; it is kept, and so is the report."""
-
-    def __init__(self, message: str, report: CompressionReport) -> None:
-        """Carry the report with the failure."""
-        super().__init__("quality_gate", message, "recipe.gate.perplexity_increase")
-        self.report = report
 
 
 def compress(
@@ -74,8 +64,7 @@ def compress(
     target.parent.mkdir(parents=True, exist_ok=True)
     with stages.stage("preparing", f"reading {model}"):
         ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
-    for warning in ready.warnings:
-        stages.warn(warning)
+    stages.announce(ready.plan.notes, ready.warnings)
     store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
     method = choose_method(recipe, ready, store, stages)
     with stages.stage("compressing", f"compressing {ready.model.blocks} blocks"):
@@ -90,36 +79,8 @@ def compress(
     with stages.stage("evaluating", "measuring before and after"):
         compressed = StreamedModel(target, ready.family)
         quality = _evaluate(ready, compressed, stages)
-    report = CompressionReport(
-        model=model,
-        recipe=recipe,
-        recipe_hash=recipe_hash(recipe, model),
-        plan=ready.plan.model_copy(update={"blocks": tuple(method.shapes), "shapes_final": True}),
-        perplexity=quality.perplexity,
-        divergence=quality.divergence,
-        parameters=CountBeforeAfter(before=ready.plan.parameters_before, after=_parameters(compressed)),
-        block_parameters=CountBeforeAfter(
-            before=sum(block.parameters.before for block in reports),
-            after=sum(block.parameters.after for block in reports),
-        ),
-        bytes=CountBeforeAfter(before=_weight_bytes(source), after=_weight_bytes(target)),
-        tokens_per_second=speed,
-        peak_memory_bytes=memory,
-        seconds=time.perf_counter() - started,
-        stage_seconds=stages.seconds,
-        peak_rss_bytes=peak_rss_bytes(),
-        calibration=ready.calibration.use,
-        evaluation=ready.evaluation.use,
-        blocks=tuple(reports),
-        reload=proof,
-        warnings=ready.warnings,
-        files=hashes,
-        versions=versions(),
-        gate_passed=None if recipe.gate is None else _rise(quality) <= recipe.gate.perplexity_increase,
-    )
-    if report.gate_passed is False:
-        raise GateFailed(_gate_message(recipe, quality), report)
-    return report
+    outcome = Outcome(target, compressed, method.shapes, reports, hashes, proof, speed, memory, quality)
+    return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 
 
 def _walk(
@@ -127,9 +88,8 @@ def _walk(
 ) -> list[BlockReport]:
     reports: list[BlockReport] = []
     total = ready.model.blocks
-    hidden = ready.model.embed(ready.calibration.tokens)
-    walk = compress_blocks(ready.model, method, method.size, hidden, store, propagation=recipe.steps[0].propagation)
-    for report in walk:
+    walker = choose_walker(recipe, ready, method, store)
+    for report in compress_blocks(ready.model, walker, store):
         reports.append(report)
         stages.block(
             f"block {report.block + 1} of {total}: {report.sparsity:.1%} removed, "
@@ -195,26 +155,3 @@ def _evaluate(ready: Prepared, compressed: StreamedModel, stages: Stages) -> Qua
         stages.block(f"evaluated {side}: block {index + 1} of {ready.model.blocks}", step, total)
 
     return compare(ready.model, compressed, ready.evaluation.tokens, done)
-
-
-def _rise(quality: Quality) -> float:
-    return quality.perplexity.after / quality.perplexity.before - 1
-
-
-def _gate_message(recipe: Recipe, quality: Quality) -> str:
-    assert recipe.gate is not None  # noqa: S101 (the gate has just failed)
-    return (
-        f"perplexity rose from {quality.perplexity.before:.3f} to {quality.perplexity.after:.3f} "
-        f"({_rise(quality):+.1%}); the gate allows {recipe.gate.perplexity_increase:+.1%}. "
-        "The artifact is kept; lower the sparsity, calibrate on more text, or widen the gate"
-    )
-
-
-def _parameters(model: StreamedModel) -> int:
-    """Floating-point parameters; an artifact stores a tied head once."""
-    return sum(entry.parameters for entry in model.tensors.values() if not entry.dtype.startswith("I"))
-
-
-def _weight_bytes(folder: Path) -> int:
-    """Bytes of the safetensors files on disk."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,35 +1,60 @@
-"""Budgets that need data: widths by block influence, and one rotary subset for all heads."""
+"""Budgets that need data, and the walk that spends them: one stream of hidden states, or two."""
+
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from compression.core.allocation import allocate
 from compression.core.block_store import FolderBlockStore, write_durably
-from compression.core.blockwise import profile
+from compression.core.blockwise import OneStream, profile
+from compression.core.budget import PriceList, spend
+from compression.core.protocols import Walker
+from compression.core.sensitivity import Metrics, walk_backward
+from compression.core.statistics import BlockStatistics
 from compression.methods.modegpt import Modegpt, keep_pairs
+from compression.methods.modegpt_prices import price_block
+from compression.methods.modegpt_refined import TwoStreams
 from compression.prepare import Prepared
 from compression.stages import Stages
-from preflight.shapes import shapes_for
+from preflight.shapes import block_costs, dense_shape, shapes_for
+
+SAMPLE_SHARE = 4  # the backward pass runs on one in so many calibration windows
 
 
 def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Modegpt:
-    """Fix widths and shared rotary pairs; walks the original model once where they depend on data."""
+    """Fix widths and shared rotary pairs; walks the original model where they depend on data."""
     step, size = recipe.steps[0], ready.family.dimensions(ready.checkpoint.config)
     shapes, shared = ready.plan.blocks, None
     shares_pairs = step.layout == "portable" and shapes[0].query_key_rank < size.head_dim
-    if step.allocation == "block_influence" or shares_pairs:
+    if step.resolved_allocation == "block_influence" or shares_pairs:
         with stages.stage("calibrating", "profiling the original model"):
             influence, scores = _profile(ready, store, stages)
-        if step.allocation == "block_influence":
+        if step.resolved_allocation == "block_influence":
             sparsities = allocate(influence.tolist(), step.sparsity, step.temperature, step.sparsity_cap)
             shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
         if shares_pairs:
-            # every head of every block votes with the same weight
+            # every head of every block that rotates votes with the same weight
+            scores = scores[[size.rotary_in(block) > 0 for block in range(size.blocks)]]
             votes = (scores / scores.sum(dim=-1, keepdim=True)).sum(dim=(0, 1))
             shared = keep_pairs(votes[None], shapes[0].query_key_rank)[0]
+    if step.minds_the_loss or step.resolved_allocation == "marginal_error":
+        with stages.stage("calibrating", "measuring what the loss minds"):
+            _measure_sensitivity(recipe, ready, store, stages)
+    if step.resolved_allocation == "marginal_error":
+        shapes = _cheapest_shapes(recipe, ready, store)
     return Modegpt(step, ready.family, size, shapes, shared)
+
+
+def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore) -> Walker:
+    """The walk of the recipe's mode, with both hands at the embeddings."""
+    step, hidden = recipe.steps[0], ready.model.embed(ready.calibration.tokens)
+    if step.mode == "reference":
+        return OneStream(ready.model, method, method.size, hidden, propagation=step.propagation)
+    return TwoStreams(ready.model, method, hidden, _metrics_of(store) if step.minds_the_loss else lambda _: None)
 
 
 def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[Tensor, Tensor]:
@@ -49,3 +74,57 @@ def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[
         write_durably(kept, save({"influence": influence, "scores": scores}))
     tensors = load_file(kept)
     return tensors["influence"], tensors["scores"]
+
+
+def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> None:
+    """Metrics and price lists of every block into the store; the last file says that all are there."""
+    step, total = recipe.steps[0], ready.model.blocks
+    if (store.folder / "sensitivity-00000.safetensors").exists():  # the walk goes backward: block 0 is written last
+        return
+    size = ready.family.dimensions(ready.checkpoint.config)
+    costs = block_costs(ready.family, ready.checkpoint.config)
+    method = Modegpt(step, ready.family, size, ready.plan.blocks)
+    identity = Metrics(torch.eye(size.hidden, dtype=torch.float64), torch.eye(size.hidden, dtype=torch.float64))
+
+    def visit(
+        index: int, block: torch.nn.Module, inputs: Tensor, statistics: BlockStatistics, metrics: Metrics
+    ) -> None:
+        used = metrics if step.minds_the_loss else identity
+        tensors = {"attention": metrics.attention.float(), "mlp": metrics.mlp.float()}
+        if step.resolved_allocation == "marginal_error":
+            lists = price_block(ready.model, method, costs, index, block, inputs, statistics, used)
+            for module, one in lists.items():
+                tensors[f"{module}.widths"] = torch.tensor(one.widths)
+                tensors[f"{module}.saved"] = torch.tensor(one.saved)
+                tensors[f"{module}.prices"] = torch.tensor(one.prices, dtype=torch.float64)
+        write_durably(store.folder / f"sensitivity-{index:05d}.safetensors", save(tensors))
+        stages.block(f"measured block {index + 1} of {total}", total - 1 - index, total)
+
+    sample = max(1, len(ready.calibration.tokens) // SAMPLE_SHARE)
+    walk_backward(ready.model, size, ready.calibration.tokens[:sample], visit)
+
+
+def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -> tuple[BlockShape, ...]:
+    """Spend the recipe's sparsity where it costs least, over all blocks and the parts that it names."""
+    modules = recipe.steps[0].resolved_modules
+    lists: list[PriceList] = []
+    for index in range(ready.model.blocks):
+        tensors = load_file(store.folder / f"sensitivity-{index:05d}.safetensors")
+        for module in modules:
+            columns = (tensors[f"{module}.{column}"].tolist() for column in ("widths", "saved", "prices"))
+            lists.append(PriceList(*(tuple(column) for column in columns)))
+    dense = dense_shape(ready.family, ready.checkpoint.config)
+    whole = block_costs(ready.family, ready.checkpoint.config).parameters(dense) * ready.model.blocks
+    chosen = iter(spend(lists, round(recipe.steps[0].sparsity * whole)))
+    fields = {"mlp": "mlp_width", "query_key": "query_key_rank", "value_output": "value_output_rank"}
+    return tuple(
+        dense.model_copy(update={fields[module]: next(chosen) for module in modules}) for _ in range(ready.model.blocks)
+    )
+
+
+def _metrics_of(store: FolderBlockStore) -> Callable[[int], Metrics]:
+    def read(index: int) -> Metrics:
+        tensors = load_file(store.folder / f"sensitivity-{index:05d}.safetensors")
+        return Metrics(tensors["attention"].double(), tensors["mlp"].double())
+
+    return read

@@ -87,7 +87,7 @@ def prepare(
     calibration = windows(recipe.calibration, recipe.calibration.num_samples, "calibration")
     evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
     assert_disjoint(calibration, evaluation)
-    warnings = list(plan.notes)
+    warnings = list(plan.warnings)
     for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
         if text.used < text.requested:
             warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")

@@ -1,7 +1,7 @@
 """The stages of a compression: where each lies on the way to 100 %, and how long it took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from api_schemas.events import ProgressEvent, Stage
@@ -49,8 +49,10 @@ class Stages:
             )
         )
 
-    def warn(self, message: str) -> None:
-        """Say something a user should know now; the report repeats it."""
-        self._sink.emit(
-            ProgressEvent(level="warn", message=message, stage=self._stage, percent=SPANS[self._stage][0], data={})
-        )
+    def announce(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
+        """Say what the plan notes and what a user should know now; the report repeats the warnings."""
+        percent = SPANS[self._stage][0]
+        for level, messages in (("info", notes), ("warn", warnings)):
+            for message in messages:
+                event = {"level": level, "message": message, "stage": self._stage, "percent": percent, "data": {}}
+                self._sink.emit(ProgressEvent.model_validate(event))

@@ -33,6 +33,7 @@ def append_event(
     *,
     level: Level = "info",
     data: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Append an event under the job's next number. The caller holds the row's lock, so numbers have no gaps."""
     kind: Literal["message", "metrics"] = "metrics" if data else "message"
@@ -43,7 +44,7 @@ def append_event(
         level=level,
         message=message[:MESSAGE_LENGTH],
         type=kind,
-        data=dict(data or {}),
+        data={**(progress or {}), **(data or {})},
     )
     session.add(event)
     row.next_sequence += 1
@@ -60,7 +61,7 @@ def append_progress(session: Session, row: JobRow, now: float, event: ProgressEv
     if row.started_at is not None and event.percent > 0.0:
         elapsed = now - row.started_at
         row.estimated_finish = now + elapsed * (100.0 - event.percent) / event.percent
-    append_event(session, row, now, event.message, level=event.level, data=event.data)
+    append_event(session, row, now, event.message, level=event.level, data=event.data, progress=row.progress)
 
 
 def advance(

@@ -19,10 +19,9 @@ def follow(client: Client, job_id: str, *, console: Console, quiet: bool) -> Job
         task = progress.add_task("queued", total=100.0)
 
         def on_event(event: JobEvent) -> None:
-            # How far it is stands in the job, not in the event.
-            percent = client.job(job_id).progress.percent
             if event.level == "info":
-                progress.update(task, description=event.message, completed=percent)
+                # events of the service itself, such as a change of status, say nothing about how far the job is
+                progress.update(task, description=event.message, completed=event.data.get("percent"))
             else:
                 _print(progress.console, event)
 

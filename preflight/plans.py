@@ -14,7 +14,7 @@ from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
 from preflight.families import Family, resolve
-from preflight.shapes import block_costs, dense_shape, shapes_for
+from preflight.shapes import block_costs, dense_shape, modules_of, shapes_for
 
 ASSUMED_FLOPS_PER_CORE = 25e9
 STATIC_ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sequence's length
@@ -56,17 +56,18 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         model=model,
         family=family.name,
         layout=step.layout,
-        modules=step.resolved_modules,
+        modules=modules_of(family, checkpoint.config, step),
         sparsity_requested=step.sparsity,
         **counts,
         blocks=shapes,
-        shapes_final=step.allocation == "uniform",
+        shapes_final=step.resolved_allocation == "uniform",
         peak_memory_bytes=peak_memory_bytes(work),
         disk_bytes=disk_bytes(work, int(counts["bytes_after"])),
         flops=flops(work),
         **_time(flops(work), flops_per_second),
         runtimes=runtime_support(family, step, shapes[0], dense_shape(family, checkpoint.config)),
-        notes=_notes(step, facts.warnings),
+        notes=_notes(family, checkpoint.config, step),
+        warnings=facts.warnings,
         blockers=tuple(blockers),
     )
 
@@ -106,6 +107,15 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
     """Why this step cannot be carried out on this family, by name."""
     attention = {"query_key", "value_output"} & set(step.resolved_modules)
     blockers = []
+    if family.has_qk_norm(config) and "query_key" in (step.modules or ()):
+        blockers.append(
+            Blocker(
+                code="qk_norm",
+                message=f"modules {list(step.resolved_modules)}: {family.name} normalises queries and keys over all "
+                "channels of a head, so none of them can go; leave 'query_key' out",
+                param="recipe.steps.0.modules",
+            )
+        )
     if step.layout == "portable" and attention and len(attention) == 1:
         blockers.append(
             Blocker(
@@ -115,12 +125,12 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
                 param="recipe.steps.0.modules",
             )
         )
-    if step.layout == "portable" and attention and not family.head_dim_is_free:
+    if step.layout == "portable" and attention and not _head_dim_is_free(family, config):
         blockers.append(
             Blocker(
                 code="head_dim_not_free",
-                message=f"stock {family.architecture} derives head_dim from the hidden size, so layout 'portable' "
-                "cannot reduce attention; use modules ['mlp'] or layout 'full'",
+                message=f"stock {family.architecture} cannot load attention with fewer channels per head, so layout "
+                "'portable' cannot reduce it; use modules ['mlp'] or layout 'full'",
                 param="recipe.steps.0.modules",
             )
         )
@@ -135,6 +145,12 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
             )
         )
     return blockers
+
+
+def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether stock code loads heads of another size: not where norms or partial rotation are bound to the old one."""
+    size = family.dimensions(config)
+    return family.head_dim_is_free and not size.qk_norm and size.rotary_width == size.head_dim
 
 
 def rope_type(config: Mapping[str, Any]) -> str:
@@ -181,10 +197,14 @@ def _block_bytes(checkpoint: Checkpoint, family: Family, blocks: int) -> int:
     return sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefixes))
 
 
-def _notes(step: ModegptConfig, warnings: Sequence[str]) -> tuple[str, ...]:
-    notes = list(warnings)
+def _notes(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:
+    notes = []
+    if family.has_qk_norm(config):
+        notes.append("query_key is left alone: queries and keys are normalised over all channels of a head")
     if step.modules is None:
-        notes.append(f"modules {list(step.resolved_modules)}: the default of layout {step.layout!r}")
-    if step.allocation == "block_influence":
+        notes.append(f"modules {list(modules_of(family, config, step))}: the default of layout {step.layout!r}")
+    if step.resolved_allocation == "block_influence":
         notes.append("widths per block follow from block influence, measured on the calibration text; the total stays")
+    if step.resolved_allocation == "marginal_error":
+        notes.append("widths per block and part follow from measured prices; the total stays")
     return tuple(notes)

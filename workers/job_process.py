@@ -67,7 +67,8 @@ def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
     import torch  # after the environment has said how many threads there are, and in no other process of ours
 
     from compression.core.protocols import Cancelled
-    from compression.pipeline import GateFailed, compress
+    from compression.judgement import GateFailed
+    from compression.pipeline import compress
 
     torch.set_num_threads(job.threads)
     artifact = attempt / words.ARTIFACT

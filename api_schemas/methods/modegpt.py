@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from api_schemas.base import Frozen
 
 ModuleType = Literal["mlp", "query_key", "value_output"]
+REFINED_ONLY = ("metric", "column_choice", "refit", "input_refit")
 ALL_MODULES: tuple[ModuleType, ...] = ("mlp", "query_key", "value_output")
 
 
@@ -17,9 +18,13 @@ class ModegptConfig(Frozen):
     """
 
     method: Literal["modegpt"]
-    mode: Annotated[Literal["reference"], Field(description="the paper's three decompositions, as published")] = (
-        "reference"
-    )
+    mode: Annotated[
+        Literal["reference", "refined"],
+        Field(
+            description="reference: the paper's three decompositions, as published; refined: the same with corrected "
+            "re-fits on two streams, output-aware choices and budgets by marginal error"
+        ),
+    ] = "refined"
     sparsity: Annotated[
         float, Field(gt=0.0, lt=0.95, description="fraction of the decoder blocks' parameters to remove")
     ]
@@ -31,17 +36,46 @@ class ModegptConfig(Frozen):
         ),
     ] = "portable"
     allocation: Annotated[
-        Literal["uniform", "block_influence"],
-        Field(description="uniform: the same sparsity in every block; block_influence: softmax of block influence"),
-    ] = "uniform"
+        Literal["uniform", "block_influence", "marginal_error"] | None,
+        Field(
+            description="uniform: the same sparsity in every block; block_influence: softmax of block influence; "
+            "marginal_error: where a parameter costs least, over blocks and parts (mode refined); null takes "
+            "marginal_error in mode refined with layout full, else uniform"
+        ),
+    ] = None
     temperature: Annotated[
         float, Field(gt=0.0, description="of the block-influence softmax, in units of the mean block influence")
     ] = 1.0
     sparsity_cap: Annotated[float, Field(gt=0.0, lt=1.0, description="no block loses more than this fraction")] = 0.8
     propagation: Annotated[
         Literal["dense", "sequential"],
-        Field(description="whose activations feed a block's statistics: the original model's or the compressed one's"),
+        Field(
+            description="whose activations feed a block's statistics: the original model's or the compressed one's; "
+            "mode refined walks both"
+        ),
     ] = "sequential"
+    metric: Annotated[
+        Literal["plain", "loss"] | None,
+        Field(description="mode refined: errors by their length, or by how much the loss minds them; null takes loss"),
+    ] = None
+    column_choice: Annotated[
+        Literal["leverage", "output_aware"] | None,
+        Field(description="mode refined: which MLP units stay, by leverage or by what their removal costs the output"),
+    ] = None
+    refit: Annotated[
+        Literal["local", "error_corrected"] | None,
+        Field(description="mode refined: what o_proj and down_proj aim at, their old output or the original stream"),
+    ] = None
+    input_refit: Annotated[
+        bool | None,
+        Field(description="mode refined: re-fit the linears that read the stream to the compressed stream"),
+    ] = None
+    input_ridge: Annotated[
+        float, Field(gt=0.0, description="mode refined: of input_refit, in units of the mean diagonal")
+    ] = 1e-2
+    output_ridge: Annotated[
+        float, Field(gt=0.0, description="mode refined: of the re-fits of o_proj and down_proj, likewise")
+    ] = 1e-3
     modules: Annotated[
         tuple[ModuleType, ...] | None,
         Field(
@@ -59,12 +93,19 @@ class ModegptConfig(Frozen):
     ] = None
 
     @model_validator(mode="after")
-    def _layout_allows_allocation(self) -> Self:
-        if self.layout == "portable" and self.allocation != "uniform":
+    def _settings_fit_together(self) -> Self:
+        if self.layout == "portable" and self.resolved_allocation != "uniform":
             raise ValueError(
                 f"layout 'portable' needs one width for all blocks, so allocation must be 'uniform', "
                 f"not {self.allocation!r}; use layout 'full' for per-block widths"
             )
+        if self.mode == "reference":
+            given = [name for name in REFINED_ONLY if getattr(self, name) is not None]
+            if given or self.allocation == "marginal_error":
+                named = given[0] if given else "allocation 'marginal_error'"
+                raise ValueError(f"{named} belongs to mode 'refined'; leave it out or choose that mode")
+        elif self.propagation == "dense":
+            raise ValueError("mode 'refined' walks both streams; propagation 'dense' belongs to mode 'reference'")
         if self.modules is not None and len(set(self.modules)) != len(self.modules):
             raise ValueError(f"modules {list(self.modules)} names a part twice; name each once")
         if self.sparsity > self.sparsity_cap:
@@ -72,6 +113,33 @@ class ModegptConfig(Frozen):
                 f"sparsity {self.sparsity} exceeds sparsity_cap {self.sparsity_cap}; lower one or raise the other"
             )
         return self
+
+    @property
+    def resolved_allocation(self) -> Literal["uniform", "block_influence", "marginal_error"]:
+        """How the budget is split over blocks."""
+        if self.allocation is not None:
+            return self.allocation
+        return "marginal_error" if self.mode == "refined" and self.layout == "full" else "uniform"
+
+    @property
+    def minds_the_loss(self) -> bool:
+        """Whether the sensitivity of the loss is measured and used."""
+        return self.mode == "refined" and self.metric != "plain"
+
+    @property
+    def chooses_columns(self) -> Literal["leverage", "output_aware"]:
+        """How MLP units are chosen."""
+        return self.column_choice or ("output_aware" if self.mode == "refined" else "leverage")
+
+    @property
+    def refits(self) -> Literal["local", "error_corrected"]:
+        """What the output linears are re-fitted to."""
+        return self.refit or ("error_corrected" if self.mode == "refined" else "local")
+
+    @property
+    def corrects_inputs(self) -> bool:
+        """Whether linears that read the stream are re-fitted to the compressed one."""
+        return self.mode == "refined" and self.input_refit is not False
 
     @property
     def resolved_modules(self) -> tuple[ModuleType, ...]:

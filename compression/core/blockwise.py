@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from api_schemas.reports import BlockReport, CountBeforeAfter
-from compression.core.protocols import BlockResult, BlockStore, Method
+from compression.core.protocols import BlockResult, BlockStore, Method, Step, Walker
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
-from preflight.families.spec import Dimensions
+from preflight.families import Dimensions
 
 CHUNK_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix units busy, little enough to stay in cache
 
@@ -59,79 +59,95 @@ def profile(
 
 
 @torch.inference_mode()
-def compress_blocks(
-    model: StreamedModel, method: Method, size: Dimensions, hidden: Tensor, store: BlockStore, *, propagation: str
-) -> Iterator[BlockReport]:
-    """Walk the decoder once: observe block i, solve it, keep it, and hand its outputs to block i + 1.
+def compress_blocks(model: StreamedModel, walker: Walker, store: BlockStore) -> Iterator[BlockReport]:
+    """Walk the decoder once: solve block i, keep it, and hand its outputs to block i + 1.
 
     Args:
         model: the original.
-        method: what is done to a block.
-        size: the original's sizes.
-        hidden: `[windows, tokens, hidden]` inputs of block 0; overwritten.
-        store: where finished blocks are kept; blocks it has are not solved again.
-        propagation: `sequential` calibrates block i on the outputs of the compressed blocks before it, `dense` on
-            those of the original ones.
+        walker: hidden states with a method.
+        store: where finished blocks are kept; blocks it has are passed, not solved again.
     """
     for index in range(model.blocks):
         result = store.get(index)
         if result is None:
-            result = _solve_block(model, method, size, index, hidden, store, advance=propagation == "dense")
-        elif propagation == "dense":
-            run_block_(model, model.block(index, model.block_state(index)), index, hidden)
-        if propagation == "sequential":
-            shape = method.shapes[index].model_dump()
-            run_block_(model, model.resized_block(index, result.state, shape, method.scaling(index)), index, hidden)
+            started = time.perf_counter()
+            state = model.block_state(index)
+            result = _result(index, state, walker.solve_(index, state), started)
+            store.put(result)
+        else:
+            walker.replay_(index, result)
         yield result.report
 
 
-def _solve_block(
-    model: StreamedModel,
-    method: Method,
-    size: Dimensions,
-    index: int,
-    hidden: Tensor,
-    store: BlockStore,
-    *,
-    advance: bool,
-) -> BlockResult:
-    """Observe, solve and keep one block; `advance` leaves the original block's outputs in `hidden`."""
-    started = time.perf_counter()
-    state = model.block_state(index)
-    block = model.block(index, state)
-    statistics = BlockStatistics(model.family, size)
-    start, first = _observe(model, block, index, hidden, statistics, advance=advance)
-    del block
-    solution = method.solve(index, state, statistics)
-    narrow = model.resized_block(index, solution.state, method.shapes[index].model_dump(), method.scaling(index))
-    error = model.forward(narrow, start, index) - first
+def _result(index: int, state: dict[str, Tensor], step: Step, started: float) -> BlockResult:
+    new = step.solution.state
     before = sum(tensor.numel() for tensor in state.values())
-    after = sum(tensor.numel() for tensor in solution.state.values() if tensor.is_floating_point())
+    after = sum(tensor.numel() for tensor in new.values() if tensor.is_floating_point())
     report = BlockReport(
         block=index,
-        block_influence=statistics.influence.value(),
+        block_influence=step.block_influence,
         sparsity=1 - after / before,
         parameters=CountBeforeAfter(before=before, after=after),
-        relative_output_error=float(error.norm() / (first - start).norm().clamp_min(1e-30)),
+        relative_output_error=step.relative_output_error,
+        stream_error=step.stream_error,
         seconds=time.perf_counter() - started,
-        modules=solution.modules,
+        modules=step.solution.modules,
     )
-    result = BlockResult(index, solution.state, report)
-    store.put(result)
-    return result
+    return BlockResult(index, new, report)
 
 
-def _observe(
-    model: StreamedModel, block: nn.Module, index: int, hidden: Tensor, statistics: BlockStatistics, *, advance: bool
-) -> tuple[Tensor, Tensor]:
-    """Run the original block over all chunks; returns the first chunk's inputs and outputs."""
-    start = hidden[next(chunks(hidden))].clone()
-    first: Tensor = start
-    with statistics.watching(block):
-        for number, part in enumerate(chunks(hidden)):
-            output = model.forward(block, hidden[part], index)
-            statistics.influence.add(hidden[part], output)
-            first = output if number == 0 else first
-            if advance:
-                hidden[part] = output
-    return start, first
+class OneStream:
+    """Hidden states of one model: a block is observed on them, solved, and replaces them by its outputs."""
+
+    def __init__(
+        self, model: StreamedModel, method: Method, size: Dimensions, hidden: Tensor, *, propagation: str
+    ) -> None:
+        """Start at the embeddings.
+
+        Args:
+            model: the original.
+            method: what is done to a block.
+            size: the original's sizes.
+            hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
+            propagation: `sequential` calibrates block i on the outputs of the compressed blocks before it, `dense` on
+                those of the original ones.
+        """
+        self.model, self.method, self.size, self.hidden = model, method, size, hidden
+        self.dense = propagation == "dense"
+
+    def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
+        """Observe, solve and pass one block."""
+        block = self.model.block(index, state)
+        statistics = BlockStatistics(self.model.family, self.size)
+        start, first = self._observe_(block, index, statistics)
+        del block
+        solution = self.method.solve(index, state, statistics)
+        narrow = self._narrow(index, solution.state)
+        error = self.model.forward(narrow, start, index) - first
+        if not self.dense:
+            run_block_(self.model, narrow, index, self.hidden)
+        lost = float(error.norm() / (first - start).norm().clamp_min(1e-30))
+        return Step(solution, statistics.influence.value(), lost, None)
+
+    def replay_(self, index: int, result: BlockResult) -> None:
+        """Pass a block that an earlier attempt finished."""
+        state = self.model.block_state(index) if self.dense else result.state
+        block = self.model.block(index, state) if self.dense else self._narrow(index, state)
+        run_block_(self.model, block, index, self.hidden)
+
+    def _narrow(self, index: int, state: dict[str, Tensor]) -> nn.Module:
+        shape = self.method.shapes[index].model_dump()
+        return self.model.resized_block(index, state, shape, self.method.scaling(index))
+
+    def _observe_(self, block: nn.Module, index: int, statistics: BlockStatistics) -> tuple[Tensor, Tensor]:
+        """Run the original block over all chunks; returns the first chunk's inputs and outputs."""
+        start = self.hidden[next(chunks(self.hidden))].clone()
+        first: Tensor = start
+        with statistics.watching(block):
+            for number, part in enumerate(chunks(self.hidden)):
+                output = self.model.forward(block, self.hidden[part], index)
+                statistics.influence.add(self.hidden[part], output)
+                first = output if number == 0 else first
+                if self.dense:
+                    self.hidden[part] = output
+        return start, first

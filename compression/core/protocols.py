@@ -57,6 +57,33 @@ class Solution:
     modules: tuple[ModuleReport, ...]
 
 
+@dataclass(frozen=True)
+class Step:
+    """A block that a walk has just solved and passed.
+
+    Attributes:
+        solution: its tensors and what each part lost.
+        block_influence: `1 − E[cos(x_in, x_out)]` of the original block.
+        relative_output_error: ‖ŷ − y‖/‖y − x‖ of narrowed and original block on the same inputs x.
+        stream_error: ‖compressed − original‖/‖original‖ of the hidden states after it, where both streams are walked.
+    """
+
+    solution: Solution
+    block_influence: float
+    relative_output_error: float
+    stream_error: float | None
+
+
+class Walker(Protocol):
+    """Hidden states on their way through the blocks."""
+
+    def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
+        """Solve the block with these original tensors and move the hidden states past it."""
+
+    def replay_(self, index: int, result: BlockResult) -> None:
+        """Move the hidden states past a block that was finished before."""
+
+
 class Method(Protocol):
     """A paper, as the blockwise walk calls it."""
 

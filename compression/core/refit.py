@@ -96,6 +96,18 @@ class Moments:
         new = refit(gram, cross, weight, ridge)
         return new, self.target_mean - new @ self.input_mean
 
+    def correct_input(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None]:
+        """With targets that are another stream's inputs x to the same linear: say of a what the linear says of x.
+
+        Minimises E‖a W'ᵀ + b' − (x Wᵀ + b)‖² near W; the shift is only there where the linear has a bias.
+        """
+        if bias is None:
+            return refit(self.gram, self.cross @ weight.T, weight, ridge), None
+        gram = self.gram - torch.outer(self.input_mean, self.input_mean)
+        cross = self.cross - torch.outer(self.input_mean, self.target_mean)
+        new = refit(gram, cross @ weight.T, weight, ridge)
+        return new, bias + weight @ self.target_mean - new @ self.input_mean
+
     def relative_error(self, weight: Tensor, bias: Tensor | None) -> float:
         """‖a Wᵀ + b − t‖ / ‖t‖ over the tokens."""
         error = self.target_energy - 2 * float((weight.T * self.cross).sum())

@@ -48,7 +48,7 @@ def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit:
     gradient = _loss_gradient(model, hidden, tokens)
     for index in reversed(range(model.blocks)):
         block = model.block(index, model.block_state(index))
-        statistics = BlockStatistics(model.family, size)
+        statistics = BlockStatistics(model.family, size, mixed=True)
         metrics = _backward_(model, block, index, inputs[index], gradient, statistics)
         with torch.no_grad():
             visit(index, block, inputs[index], statistics, metrics)

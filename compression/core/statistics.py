@@ -84,23 +84,24 @@ class RunningInfluence:
 class BlockStatistics:
     """Everything one block's activations say, taken in one forward pass per chunk."""
 
-    def __init__(self, family: Family, size: Dimensions, *, gram: bool = True) -> None:
+    def __init__(self, family: Family, size: Dimensions, *, gram: bool = True, mixed: bool = False) -> None:
         """Start at zero.
 
         Args:
             family: names of the parts.
             size: the original model's sizes.
             gram: False leaves out the correlations, which a profile does not need: energies of query and key remain.
+            mixed: True adds the correlation of o_proj's input.
         """
         self.family, self.size, self.gram = family, size, gram
         running = RunningGram if gram and size.unrotated_channels else RunningEnergy
         self.query: RunningGram | RunningEnergy = running(size.heads, size.head_dim)
         self.key: RunningGram | RunningEnergy = running(size.kv_heads, size.head_dim)
         self.influence = RunningInfluence()
+        self.mixed = RunningGram(size.heads, size.head_dim) if mixed else None
         if gram:
             self.value = RunningGram(size.kv_heads, size.head_dim)
             self.mlp = RunningGram(1, size.mlp_width)
-            self.mixed = RunningGram(size.heads, size.head_dim)
 
     @contextmanager
     def watching(self, block: nn.Module) -> Iterator[None]:
@@ -114,8 +115,9 @@ class BlockStatistics:
             value, down = block.get_submodule(names.value), block.get_submodule(self.family.mlp.down)
             handles.append(value.register_forward_hook(lambda _m, _i, out: self.value.add(out.detach())))
             handles.append(down.register_forward_pre_hook(lambda _m, inputs: self.mlp.add(inputs[0].detach())))
+        if (mixed := self.mixed) is not None:
             output = block.get_submodule(names.output)
-            handles.append(output.register_forward_pre_hook(lambda _m, inputs: self.mixed.add(inputs[0].detach())))
+            handles.append(output.register_forward_pre_hook(lambda _m, inputs: mixed.add(inputs[0].detach())))
         try:
             yield
         finally:
@@ -127,6 +129,7 @@ class BlockStatistics:
 
         What attention has mixed is what the output sees; v_proj's own output (type III's G) has more high frequencies.
         """
+        assert self.mixed is not None  # noqa: S101 (the caller asked for it)
         size = self.size
         return self.mixed.mean().reshape(size.kv_heads, size.group, size.head_dim, size.head_dim).mean(dim=1)
 

@@ -25,6 +25,7 @@ def plan_table(plan: Plan) -> RenderableType:
         f"time: {time_needed}",
         *(f"loads in {runtime.runtime}: {runtime.status} ({runtime.reason})" for runtime in plan.runtimes),
         *(f"note: {note}" for note in plan.notes),
+        *(f"warning: {warning}" for warning in plan.warnings),
         *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),
     ]
     return Group(output.table(("", ">now", ">then", ">change"), rows), "", *lines)

@@ -16,7 +16,8 @@ from api_schemas.events import ProgressEvent
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
 from compression.core.protocols import Cancelled, NullSink
-from compression.pipeline import GateFailed, compress
+from compression.judgement import GateFailed
+from compression.pipeline import compress
 from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan
 from tests.tiny_models import make_tiny_model

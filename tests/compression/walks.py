@@ -9,7 +9,7 @@ import torch
 
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
-from compression.core.blockwise import compress_blocks
+from compression.core.blockwise import OneStream, compress_blocks
 from compression.core.protocols import BlockResult
 from compression.core.streamed_model import StreamedModel
 from compression.methods.modegpt import Modegpt
@@ -44,7 +44,8 @@ class Walk:
 
 
 def step(**settings: Any) -> ModegptConfig:
-    return ModegptConfig.model_validate({"method": "modegpt", "sparsity": 0.3, "round_to": 1, **settings})
+    defaults = {"method": "modegpt", "mode": "reference", "sparsity": 0.3, "round_to": 1}
+    return ModegptConfig.model_validate({**defaults, **settings})
 
 
 def random_tokens(windows: int, length: int, vocabulary: int = 384, seed: int = 0) -> torch.Tensor:
@@ -68,5 +69,6 @@ def walk(
     method = Modegpt(config, family, size, chosen, shared_pairs)
     kept = store if store is not None else MemoryBlockStore()
     hidden = model.embed(tokens)
-    reports = list(compress_blocks(model, method, size, hidden, kept, propagation=config.propagation))
+    walker = OneStream(model, method, size, hidden, propagation=config.propagation)
+    reports = list(compress_blocks(model, walker, kept))
     return Walk(model, method, kept, reports, dict(checkpoint.config), tokens)

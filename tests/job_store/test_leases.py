@@ -131,7 +131,8 @@ def test_an_event_with_data_is_metrics_and_a_long_message_is_cut(
     event = ProgressEvent(message="x" * 9000, stage="evaluating", percent=99.0, data={"perplexity": 7.5})
     leases.record(job_id, 1, event)
     last = store.events(job_id, after=0, limit=10).data[-1]
-    assert (last.type, last.data, len(last.message)) == ("metrics", {"perplexity": 7.5}, 4096)
+    progress = {"stage": "evaluating", "block": None, "blocks_total": None, "percent": 99.0}
+    assert (last.type, last.data, len(last.message)) == ("metrics", {**progress, "perplexity": 7.5}, 4096)
 
 
 def test_finishing_is_one_transaction_with_the_artifact(

@@ -1,0 +1,105 @@
+"""The report of a finished compression, and the gate that judges it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from api_schemas.errors import JobFailed
+from api_schemas.plans import BlockShape
+from api_schemas.recipe import Recipe
+from api_schemas.reports import BlockReport, CompressionReport, CountBeforeAfter, MeasuredPair, ReloadProof
+from compression.core.memory import peak_rss_bytes
+from compression.core.streamed_model import StreamedModel
+from compression.evaluation import Quality
+from compression.prepare import Prepared, versions
+from compression.stages import Stages
+from preflight.plans import recipe_hash
+
+
+class GateFailed(JobFailed):
+    """The artifact is worse than the recipe allows; it is kept, and so is the report."""
+
+    def __init__(self, message: str, report: CompressionReport) -> None:
+        """Carry the report with the failure."""
+        super().__init__("quality_gate", message, "recipe.gate.perplexity_increase")
+        self.report = report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has made and measured."""
+
+    target: Path
+    compressed: StreamedModel
+    shapes: Sequence[BlockShape]
+    blocks: Sequence[BlockReport]
+    files: dict[str, str]
+    proof: ReloadProof
+    speed: MeasuredPair
+    memory: MeasuredPair
+    quality: Quality
+
+
+def build_report(
+    recipe: Recipe, ready: Prepared, outcome: Outcome, stages: Stages, seconds: float
+) -> CompressionReport:
+    """Put together what was planned, made and measured."""
+    plan, quality = ready.plan, outcome.quality
+    return CompressionReport(
+        model=plan.model,
+        recipe=recipe,
+        recipe_hash=recipe_hash(recipe, plan.model),
+        plan=plan.model_copy(update={"blocks": tuple(outcome.shapes), "shapes_final": True}),
+        perplexity=quality.perplexity,
+        divergence=quality.divergence,
+        parameters=CountBeforeAfter(before=plan.parameters_before, after=_parameters(outcome.compressed)),
+        block_parameters=CountBeforeAfter(
+            before=sum(block.parameters.before for block in outcome.blocks),
+            after=sum(block.parameters.after for block in outcome.blocks),
+        ),
+        bytes=CountBeforeAfter(before=_weight_bytes(ready.model.folder), after=_weight_bytes(outcome.target)),
+        tokens_per_second=outcome.speed,
+        peak_memory_bytes=outcome.memory,
+        seconds=seconds,
+        stage_seconds=stages.seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        calibration=ready.calibration.use,
+        evaluation=ready.evaluation.use,
+        blocks=tuple(outcome.blocks),
+        reload=outcome.proof,
+        warnings=ready.warnings,
+        files=outcome.files,
+        versions=versions(),
+        gate_passed=None if recipe.gate is None else _rise(quality) <= recipe.gate.perplexity_increase,
+    )
+
+
+def judge(recipe: Recipe, report: CompressionReport) -> CompressionReport:
+    """Return the report, or raise what the recipe's gate says of it.
+
+    Raises:
+        GateFailed: perplexity rose by more than the gate allows.
+    """
+    if recipe.gate is None or report.gate_passed:
+        return report
+    before, after = report.perplexity.before, report.perplexity.after
+    raise GateFailed(
+        f"perplexity rose from {before:.3f} to {after:.3f} ({after / before - 1:+.1%}); the gate allows "
+        f"{recipe.gate.perplexity_increase:+.1%}. The artifact is kept; lower the sparsity, calibrate on more text, "
+        "or widen the gate",
+        report,
+    )
+
+
+def _rise(quality: Quality) -> float:
+    return quality.perplexity.after / quality.perplexity.before - 1
+
+
+def _parameters(model: StreamedModel) -> int:
+    """Floating-point parameters; an artifact stores a tied head once."""
+    return sum(entry.parameters for entry in model.tensors.values() if not entry.dtype.startswith("I"))
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Bytes of the safetensors files on disk."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

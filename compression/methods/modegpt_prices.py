@@ -1,0 +1,143 @@
+"""What each part of a block costs at each width, in nats of next-token loss: the price lists of `core.budget`.
+
+    mlp           the exact re-fit's error after output-aware removal, at every batch (`core.selection`)
+    value_output  the discarded singular energy in the metric, at every rank
+    query_key     measured: attention is run with fewer rotary pairs and its output's error taken in the metric
+
+Each is ½ tr(F E[δδᵀ]) with the part's own error δ, as if the rest of the model stayed whole.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from api_schemas.plans import BlockShape
+from compression.core.blockwise import chunks
+from compression.core.budget import PriceList
+from compression.core.selection import removal_order, symmetric_factor
+from compression.core.sensitivity import Metrics
+from compression.core.statistics import BlockStatistics
+from compression.core.streamed_model import StreamedModel
+from compression.core.taps import run_until
+from compression.methods.modegpt import Modegpt, value_output
+from preflight.shapes import BlockCosts
+
+RANK_STEP = 4
+SMALLEST_RANK_SHARE, SMALLEST_WIDTH_SHARE = 0.25, 0.125
+MEASURED_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)  # of a head's pairs removed
+
+
+def price_block(
+    model: StreamedModel,
+    method: Modegpt,
+    costs: BlockCosts,
+    index: int,
+    block: nn.Module,
+    inputs: Tensor,
+    statistics: BlockStatistics,
+    metrics: Metrics,
+) -> dict[str, PriceList]:
+    """Price lists of the parts that the recipe names, from one block's statistics and metrics.
+
+    Args:
+        model: the original.
+        method: names, sizes and options; its shapes are not read.
+        costs: parameters per unit of width.
+        index: which block.
+        block: it, loaded.
+        inputs: `[windows, tokens, hidden]` of it.
+        statistics: of it on these inputs.
+        metrics: of its two outputs.
+    """
+    lists: dict[str, PriceList] = {}
+    state = model.block_state(index)
+    for module in method.config.resolved_modules:
+        if module == "mlp":
+            lists[module] = _mlp(method, costs, state, statistics, metrics)
+        elif module == "value_output":
+            lists[module] = _value_output(method, costs, state, statistics, metrics)
+        else:
+            lists[module] = _query_key(model, method, costs, index, block, state, inputs, statistics, metrics)
+    return lists
+
+
+def _mlp(
+    method: Modegpt, costs: BlockCosts, state: dict[str, Tensor], statistics: BlockStatistics, metrics: Metrics
+) -> PriceList:
+    multiple, width = method.config.resolved_round_to, method.size.mlp_width
+    D = state[f"{method.family.mlp.down}.weight"].double()
+    removal = removal_order(statistics.mlp.mean()[0], D, metrics.mlp, multiple)
+    smallest = max(multiple, int(SMALLEST_WIDTH_SHARE * width))
+    widths = [width, *range((width - 1) // multiple * multiple, smallest - 1, -multiple)]
+    known = dict(zip(removal.widths, (loss / 2 for loss in removal.losses), strict=True))
+    return _list(widths, [_between(known, at) for at in widths], width, costs.per_mlp_unit)
+
+
+def _value_output(
+    method: Modegpt, costs: BlockCosts, state: dict[str, Tensor], statistics: BlockStatistics, metrics: Metrics
+) -> PriceList:
+    size = method.size
+    root = symmetric_factor(metrics.attention)
+    O = state[f"{method.family.attention.output}.weight"].double()  # noqa: E741 (the paper's letter)
+    heads = O.reshape(size.hidden, size.kv_heads, size.group, size.head_dim)
+    ranks = _ranks(size.head_dim)
+    prices = [0.0] * len(ranks)
+    for head, G in enumerate(statistics.mixed_by_group()):
+        seen = root.T @ heads[:, head].transpose(0, 1)
+        for at, rank in enumerate(ranks[1:], start=1):
+            prices[at] += value_output(G, seen, rank).lost / 2
+    return _list(ranks, prices, size.head_dim, costs.per_value_output_rank)
+
+
+def _query_key(
+    model: StreamedModel,
+    method: Modegpt,
+    costs: BlockCosts,
+    index: int,
+    block: nn.Module,
+    state: dict[str, Tensor],
+    inputs: Tensor,
+    statistics: BlockStatistics,
+    metrics: Metrics,
+) -> PriceList:
+    size = method.size
+    output = block.get_submodule(method.family.attention.output)
+    part = next(chunks(inputs))
+    whole = output(run_until(model, block, inputs[part], index, method.family.attention.output))
+    known = {size.head_dim: 0.0}
+    dense_shape = BlockShape(mlp_width=size.mlp_width, query_key_rank=size.head_dim, value_output_rank=size.head_dim)
+    for share in MEASURED_SHARES:
+        rank = 2 * round((1 - share) * size.head_dim / 2)
+        if not 0 < rank < size.head_dim or rank in known:
+            continue
+        shape = dense_shape.model_copy(update={"query_key_rank": rank})
+        trial = Modegpt(method.config, method.family, size, [shape] * size.blocks)
+        new = dict(state)
+        trial.narrow_query_key(index, new, statistics)
+        narrow = model.resized_block(index, new, shape.model_dump(), trial.scaling(index))
+        mixed = run_until(model, narrow, inputs[part], index, method.family.attention.output)
+        error = (output(mixed) - whole).reshape(-1, size.hidden).double()
+        known[rank] = float(((error @ metrics.attention) * error).sum()) / len(error) / 2
+    ranks = [rank for rank in _ranks(size.head_dim) if rank >= min(known)]
+    return _list(ranks, [_between(known, rank) for rank in ranks], size.head_dim, costs.per_query_key_rank)
+
+
+def _ranks(head_dim: int) -> list[int]:
+    step = RANK_STEP if head_dim % RANK_STEP == 0 else 2
+    return list(range(head_dim, max(step, int(SMALLEST_RANK_SHARE * head_dim)) - 1, -step))
+
+
+def _between(known: dict[int, float], width: int) -> float:
+    """Price at a width between two priced ones, by the straight line."""
+    if width in known:
+        return known[width]
+    upper, lower = next((a, b) for a, b in pairwise(sorted(known, reverse=True)) if b < width < a)
+    share = (upper - width) / (upper - lower)
+    return (1 - share) * known[upper] + share * known[lower]
+
+
+def _list(widths: Sequence[int], prices: Sequence[float], whole: int, per_unit: int) -> PriceList:
+    rising = torch.cummax(torch.tensor(list(prices), dtype=torch.float64), dim=0).values.tolist()
+    return PriceList(tuple(widths), tuple((whole - width) * per_unit for width in widths), tuple(rising))
