@@ -28,4 +28,5 @@ FAMILY = Family(
     rotary_fraction=("rotary_pct", 0.25),
     grouped_query=False,
     head_dim_is_free=False,
+    two_halves=False,
 )

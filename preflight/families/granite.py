@@ -11,4 +11,5 @@ FAMILY = Family(
     attention_scale=("attention_multiplier", 1.0),
     embedding_scale=("embedding_multiplier", 1.0),
     logits_scale=("logits_scaling", -1.0),
+    two_halves=False,
 )

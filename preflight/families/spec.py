@@ -78,6 +78,7 @@ class Family:
         attention_cap: configuration key of their cap `c tanh(logits / c)`; `logits_cap` is that of the head's logits.
         embedding_scale: of the embeddings; `logits_scale` is that of the head's logits.
         mlp_width_factor: the MLP's width in hidden sizes where the configuration does not say.
+        two_halves: the block is x + attention(norm(x)), then x + mlp(norm(x)), each a module: what mode refined walks.
         head_dim_is_free: stock code takes `head_dim` from the configuration for all four linears.
     """
 
@@ -114,6 +115,7 @@ class Family:
     logits_cap: str = ""
     mlp_width_factor: int = 0
     grouped_query: bool = True
+    two_halves: bool = True
     head_dim_is_free: bool = True
 
     @property

@@ -40,4 +40,10 @@ CASES: list[Case] = [
     ("gpt2", {"heads": 2, "intermediate": 37}),
     ("gpt_neox", {"heads": 2, "bias": True}),
     ("gpt_neox", {"heads": 4, "tied": True, "use_parallel_residual": False}),
+    ("gemma2", {"kv_heads": 2, "tied": True}),
+    ("gemma2", {"kv_heads": 1, "bias": True, "head_dim": 10}),
+    ("gemma2", {"kv_heads": 4, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma3_text", {"kv_heads": 2, "tied": True}),
+    ("gemma3_text", {"kv_heads": 1, "bias": True, "head_dim": 10}),
+    ("gemma3_text", {"kv_heads": 4, "final_logit_softcapping": 2.0}),
 ]

@@ -73,6 +73,9 @@ CASES = [
     ("gpt2", {"tie_word_embeddings": False}),
     ("gpt_neox", {"num_attention_heads": 1}),
     ("gpt_neox", {"num_attention_heads": 1, "attention_bias": False}),
+    ("gemma2", {"head_dim": 6}),
+    ("gemma2", {"head_dim": 10, "attention_bias": True, "tie_word_embeddings": False}),
+    ("gemma3_text", {"head_dim": 6}),
     ("smollm3", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
 ]
 
@@ -179,11 +182,12 @@ def test_impossible_configurations_are_named(change: dict[str, Any], code: str) 
     [
         ("opt", {"do_layer_norm_before": False}),  # OPT-350M
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
         ("gpt2", {"add_cross_attention": True}),
     ],
 )
 def test_variants_that_a_table_does_not_hold_for_are_refused_by_name(name: str, change: dict[str, Any]) -> None:
-    _, config = built(name)
+    _, config = built(name, **({"head_dim": 6} if name == "gemma3_text" else {}))
     assert resolve(config).name == name
     with pytest.raises(InvalidCheckpoint) as caught:
         resolve({**config, **change})

@@ -49,6 +49,7 @@ def portable_walk(folder: Path, **settings: object) -> Walk:
         ("mistral", {}),
         ("qwen2", {}),
         ("granite", {"bias": True}),
+        ("gemma2", {"tied": True}),
         ("smollm3", {"tied": True}),
         ("smollm3", {"no_rope_layers": [0, 1]}),
     ],

@@ -64,6 +64,15 @@ def test_old_checkpoints_of_the_bare_decoder_are_read_under_full_names(tmp_path:
     assert "attn.bias" not in streamed.block_state(0)
 
 
+def test_the_embedding_factor_is_rounded_as_stock_code_rounds_it(tmp_path: Path) -> None:
+    """√48 is 6.928, but 6.9375 in bfloat16, which is what a Gemma in bfloat16 multiplies by."""
+    folder = make_tiny_model(tmp_path, "gemma2", hidden=48, dtype=torch.bfloat16)
+    tokens = random_tokens(2, 20)
+    with torch.inference_mode():
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float()(tokens).logits
+    torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_nan_weights_are_named_when_they_are_read(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder)
