@@ -64,7 +64,13 @@ class ModuleReport(Frozen):
         ),
     ]
     damping: Annotated[float, Field(description="largest multiple of the mean diagonal a factorisation needed")]
+    ridge: Annotated[
+        float | None, Field(description="mode refined: of the part's last re-fit, chosen on held-out tokens")
+    ] = None
     fallback: str | None = None
+    coverage: Annotated[
+        tuple[int, ...] | None, Field(description="calibration tokens that each expert saw; null without experts")
+    ] = None
 
 
 class BlockReport(Frozen):

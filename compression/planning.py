@@ -15,7 +15,8 @@ from compression.core.budget import PriceList, spend
 from compression.core.protocols import Walker
 from compression.core.sensitivity import Metrics, walk_backward
 from compression.core.statistics import BlockStatistics
-from compression.methods.modegpt import Modegpt, keep_pairs
+from compression.methods.modegpt import Modegpt
+from compression.methods.modegpt_decompositions import keep_pairs
 from compression.methods.modegpt_prices import price_block
 from compression.methods.modegpt_refined import TwoStreams
 from compression.prepare import Prepared
@@ -92,7 +93,7 @@ def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStor
         used = metrics if step.minds_the_loss else identity
         tensors = {"attention": metrics.attention.float(), "mlp": metrics.mlp.float()}
         if step.resolved_allocation == "marginal_error":
-            lists = price_block(ready.model, method, costs, index, block, inputs, statistics, used)
+            lists = price_block(ready.model, method, costs, ready.plan.modules, index, block, inputs, statistics, used)
             for module, one in lists.items():
                 tensors[f"{module}.widths"] = torch.tensor(one.widths)
                 tensors[f"{module}.saved"] = torch.tensor(one.saved)
@@ -106,7 +107,7 @@ def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStor
 
 def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -> tuple[BlockShape, ...]:
     """Spend the recipe's sparsity where it costs least, over all blocks and the parts that it names."""
-    modules = recipe.steps[0].resolved_modules
+    modules = ready.plan.modules
     lists: list[PriceList] = []
     for index in range(ready.model.blocks):
         tensors = load_file(store.folder / f"sensitivity-{index:05d}.safetensors")

@@ -18,6 +18,7 @@ from preflight.shapes import block_costs, dense_shape, modules_of, shapes_for
 
 ASSUMED_FLOPS_PER_CORE = 25e9
 STATIC_ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sequence's length
+EXPERT_WIDTHS = 8  # rows of 16 bytes in 16-bit weights
 LAYOUT_VERSION = 1  # part of every recipe hash: raise it when the mathematics of a method changes
 
 
@@ -105,7 +106,6 @@ def _time(operations: float, flops_per_second: float | None) -> dict[str, Any]:
 
 def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
     """Why this step cannot be carried out on this family, by name."""
-    attention = {"query_key", "value_output"} & set(step.resolved_modules)
     blockers = []
     if family.has_qk_norm(config) and "query_key" in (step.modules or ()):
         blockers.append(
@@ -116,35 +116,67 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
                 param="recipe.steps.0.modules",
             )
         )
-    if step.layout == "portable" and attention and len(attention) == 1:
-        blockers.append(
-            Blocker(
-                code="portable_needs_both",
-                message=f"modules {list(step.resolved_modules)}: stock code has one head_dim for query-key and "
-                "value-output, so layout 'portable' reduces both or neither; name both or use layout 'full'",
-                param="recipe.steps.0.modules",
-            )
-        )
-    if step.layout == "portable" and attention and not _head_dim_is_free(family, config):
-        blockers.append(
-            Blocker(
-                code="head_dim_not_free",
-                message=f"stock {family.architecture} cannot load attention with fewer channels per head, so layout "
-                "'portable' cannot reduce it; use modules ['mlp'] or layout 'full'",
-                param="recipe.steps.0.modules",
-            )
-        )
-    rotary = rope_type(config)
-    if step.layout == "portable" and attention and rotary not in STATIC_ROTARY:
-        blockers.append(
-            Blocker(
-                code="rotary_not_static",
-                message=f"rotary type {rotary!r} cannot be written as fixed factors ({', '.join(STATIC_ROTARY)} can); "
-                "use modules ['mlp'] or layout 'full'",
-                param="recipe.steps.0.layout",
-            )
-        )
+    if step.layout == "portable":
+        blockers += _portable_blockers(family, config, step) + _expert_blockers(family, step)
+    if step.mode == "refined":
+        blockers += _refined_blockers(family, config, step)
     return blockers
+
+
+def _portable_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
+    """Why stock classes could not load reduced attention."""
+    attention, rotary = {"query_key", "value_output"} & set(step.resolved_modules), rope_type(config)
+    if not attention:
+        return []
+    found = []
+    if len(attention) == 1:
+        message = (
+            f"modules {list(step.resolved_modules)}: stock code has one head_dim for query-key and value-output, so "
+            "layout 'portable' reduces both or neither; name both or use layout 'full'"
+        )
+        found.append(Blocker(code="portable_needs_both", message=message, param="recipe.steps.0.modules"))
+    if not _head_dim_is_free(family, config):
+        message = (
+            f"stock {family.architecture} cannot load attention with fewer channels per head, so layout 'portable' "
+            "cannot reduce it; use modules ['mlp'] or layout 'full'"
+        )
+        found.append(Blocker(code="head_dim_not_free", message=message, param="recipe.steps.0.modules"))
+    if rotary not in STATIC_ROTARY:
+        message = (
+            f"rotary type {rotary!r} cannot be written as fixed factors ({', '.join(STATIC_ROTARY)} can); use modules "
+            "['mlp'] or layout 'full'"
+        )
+        found.append(Blocker(code="rotary_not_static", message=message, param="recipe.steps.0.layout"))
+    return found
+
+
+def _expert_blockers(family: Family, step: ModegptConfig) -> list[Blocker]:
+    """Why stock kernels for experts could not run the widths."""
+    if family.experts is None or step.resolved_round_to % EXPERT_WIDTHS == 0:
+        return []
+    message = (
+        f"round_to {step.resolved_round_to}: stock transformers multiplies all experts at once, by a kernel that wants "
+        f"widths divisible by {EXPERT_WIDTHS}; give a multiple of {EXPERT_WIDTHS} or use layout 'full'"
+    )
+    return [Blocker(code="expert_width", message=message, param="recipe.steps.0.round_to")]
+
+
+def _refined_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
+    """Why the two streams could not be walked."""
+    found = []
+    if not family.two_halves:
+        message = (
+            f"mode 'refined' corrects the stream between attention and MLP, and a {family.name} block is not built of "
+            "these two halves; use mode 'reference'"
+        )
+        found.append(Blocker(code="refined_needs_two_halves", message=message, param="recipe.steps.0.mode"))
+    if family.dimensions(config).unrotated_channels and "query_key" in modules_of(family, config, step):
+        message = (
+            f"mode 'refined' chooses rotary pairs, and {family.name} has query-key channels that no position turns; "
+            "use modules ['mlp', 'value_output'] or mode 'reference', which projects them"
+        )
+        found.append(Blocker(code="refined_needs_rotary", message=message, param="recipe.steps.0.modules"))
+    return found
 
 
 def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:

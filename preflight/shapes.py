@@ -46,19 +46,22 @@ def block_costs(family: Family, config: Mapping[str, Any]) -> BlockCosts:
         return int(family.has_bias(linear, config))
 
     attention, mlp = family.attention, family.mlp
-    norms = sum(math.prod(shape) for name, shape in family.canonical_tensors(config).items() if _is_norm(family, name))
+    others = sum(
+        math.prod(shape) for name, shape in family.canonical_tensors(config).items() if _never_shrinks(family, name)
+    )
     return BlockCosts(
-        per_mlp_unit=sum(size.hidden + bias(linear) for linear in mlp.inputs) + size.hidden,
+        per_mlp_unit=size.experts * (sum(size.hidden + bias(linear) for linear in mlp.inputs) + size.hidden),
         per_query_key_rank=size.heads * (size.hidden + bias(attention.query))
         + size.kv_heads * (size.hidden + bias(attention.key)),
         per_value_output_rank=size.kv_heads * (size.hidden + bias(attention.value)) + size.heads * size.hidden,
-        fixed=norms + size.hidden * (bias(attention.output) + bias(mlp.down)),
+        fixed=others + size.hidden * (bias(attention.output) + bias(mlp.down)),
         untouched=("query_key",) if size.qk_norm else (),
     )
 
 
-def _is_norm(family: Family, tensor: str) -> bool:
-    return tensor.rpartition(".")[0] in {*family.norms, family.attention.query_norm, family.attention.key_norm}
+def _never_shrinks(family: Family, tensor: str) -> bool:
+    kept = {*family.norms, family.attention.query_norm, family.attention.key_norm}
+    return tensor.rpartition(".")[0] in kept | ({family.experts.router} if family.experts else set())
 
 
 def modules_of(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:

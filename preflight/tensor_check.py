@@ -57,11 +57,13 @@ def check_tensors(config: Mapping[str, Any], tensors: Tensors) -> None:
     family = known_family(config)
     if family is None:
         return
-    blocks = family.block_count(config)
-    if blocks > len(tensors):  # before a list is made of what a hostile configuration asks for
+    size = family.dimensions(config)
+    blocks = size.blocks
+    if blocks * size.experts > len(tensors):  # before a list is made of what a hostile configuration asks for
+        asked = f"{blocks} blocks" + (f" of {size.experts} experts" if size.experts > 1 else "")
         raise InvalidCheckpoint(
             "missing_tensor",
-            f"config.json asks for {blocks} blocks; the file has {len(tensors)} tensors in all",
+            f"config.json asks for {asked}; the file has {len(tensors)} tensors in all",
             "blocks",
         )
     required = family.required_tensors(config)

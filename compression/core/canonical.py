@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from preflight.families import Dimensions, Family
-from preflight.families.spec import Fused
+from preflight.families.parts import Fused
 
 KINDS = ("weight", "bias")
 
@@ -23,7 +23,7 @@ def to_canonical(family: Family, size: Dimensions, stored: Mapping[str, Tensor])
         size: of the model that the tensors belong to.
         stored: the block's tensors, named relative to it.
     """
-    state = _turned(family, stored)
+    state = _turned(family, {family.canonical_block_name(name): tensor for name, tensor in stored.items()})
     for fused in family.fused:
         for kind in KINDS:
             whole = state.pop(f"{fused.stored}.{kind}", None)
@@ -41,7 +41,7 @@ def to_stored(family: Family, size: Dimensions, state: Mapping[str, Tensor]) -> 
             names = [f"{part}.{kind}" for part in fused.parts]
             if names[0] in stored:
                 stored[f"{fused.stored}.{kind}"] = _join(fused, [stored.pop(name) for name in names], size.heads)
-    return _turned(family, stored)
+    return {family.stored_block_name(name): tensor for name, tensor in _turned(family, stored).items()}
 
 
 def _turned(family: Family, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def _rows(family: Family, size: Dimensions, fused: Fused) -> list[int]:
         family.attention.query: size.heads * size.head_dim,
         family.attention.key: size.kv_heads * size.head_dim,
         family.attention.value: size.kv_heads * size.head_dim,
-        **dict.fromkeys(family.mlp.inputs, size.mlp_width),
+        **{linear: size.mlp_width for mlp in family.mlps(size) for linear in mlp.inputs},
     }
     return [channels[part] for part in fused.parts]
 

@@ -101,7 +101,8 @@ class BlockStatistics:
         self.mixed = RunningGram(size.heads, size.head_dim) if mixed else None
         if gram:
             self.value = RunningGram(size.kv_heads, size.head_dim)
-            self.mlp = RunningGram(1, size.mlp_width)
+            self.experts = tuple(RunningGram(1, size.mlp_width) for _ in range(size.experts))
+            self.mlp = self.experts[0]  # the only one, where there is no router
 
     @contextmanager
     def watching(self, block: nn.Module) -> Iterator[None]:
@@ -112,9 +113,11 @@ class BlockStatistics:
             block.get_submodule(names.key).register_forward_hook(lambda _m, _i, out: self.key.add(out.detach())),
         ]
         if self.gram:
-            value, down = block.get_submodule(names.value), block.get_submodule(self.family.mlp.down)
+            value = block.get_submodule(names.value)
             handles.append(value.register_forward_hook(lambda _m, _i, out: self.value.add(out.detach())))
-            handles.append(down.register_forward_pre_hook(lambda _m, inputs: self.mlp.add(inputs[0].detach())))
+            for mlp, gram in zip(self.family.mlps(self.size), self.experts, strict=True):
+                down = block.get_submodule(mlp.down)
+                handles.append(down.register_forward_pre_hook(lambda _m, inputs, g=gram: g.add(inputs[0].detach())))
         if (mixed := self.mixed) is not None:
             output = block.get_submodule(names.output)
             handles.append(output.register_forward_pre_hook(lambda _m, inputs: mixed.add(inputs[0].detach())))

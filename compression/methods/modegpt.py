@@ -3,26 +3,11 @@
 Reference: Lin et al., "MoDeGPT: Modular Decomposition for Large Language Model Compression", ICLR 2025,
 arXiv 2408.09632. Type I (Algorithm 1, Nyström), type II (Algorithm 2, column-row), type III (Algorithm 3, two SVDs).
 
-Notation (weights as torch stores them, `[out_features, in_features]`):
-    C  `[m, m]`      correlation E[a aᵀ] of down_proj's input a
-    D  `[d, m]`      down_proj.weight
-    J  `[k]`         kept MLP units, ascending
-    E_q, E_k `[..., d_h]`  mean energy per query/key channel
-    K  `[n, n]`      covariance of one key head's n channels that no position turns; Q: their queries' correlation
-    G  `[d_h, d_h]`  correlation of one key/value head's v_proj output, bias included; G = RᵀR
-    V  `[d_h, d]`    that head's rows of v_proj.weight
-    O  `[g, d, d_h]` o_proj.weight of the g query heads that share it
-
-Where this differs from the paper, and why (all equal to it in exact arithmetic unless said):
-    leverage scores come from one Cholesky factor, `s = 1 − λ diag((C+λI)⁻¹)`, with λ relative to the mean diagonal;
-    ‖C_q^{1/2}[:, i]‖ is √C_q[i, i], so type II needs energies only, and a rotary pair's energy does not change under
-    the rotation; type III works in the head's own d_h channels instead of d × d roots, which also carries v_proj's
-    bias exactly; under grouped-query attention all heads of a group share one subspace, found jointly; query-key
-    channels that no position turns (OPT, GPT-2, part of Phi's heads) are not selected but projected, which is optimal.
+The mathematics, its notation and where it differs from the paper stand in `modegpt_decompositions.py`; here it meets a
+block: which tensors, which heads, which experts, and what is reported.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -31,135 +16,19 @@ from torch import Tensor
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
 from api_schemas.reports import ModuleReport
-from compression.core.linalg import factorize
 from compression.core.protocols import Solution
 from compression.core.statistics import BlockStatistics
+from compression.methods.modegpt_decompositions import (
+    Nystrom,
+    QueryKey,
+    by_weight_norm,
+    channels_of,
+    keep_pairs,
+    nystrom,
+    project_query_key,
+    value_output,
+)
 from preflight.families import Dimensions, Family
-
-
-@dataclass(frozen=True)
-class Nystrom:
-    """Result of type I: kept units, the re-fitted down projection, and what it loses."""
-
-    kept: Tensor
-    down: Tensor
-    relative_error: float
-    damping: float
-
-
-def leverage_scores(C: Tensor, ridge: float) -> Tensor:
-    """Ridge leverage scores `[C (C + λI)⁻¹]_ii`, λ = ridge · mean(diag C).
-
-    >>> [round(s, 12) for s in leverage_scores(torch.diag(torch.tensor([3.0, 1.0]).double()), 0.5).tolist()]
-    [0.75, 0.5]
-    """
-    scale = ridge * C.diagonal().mean()
-    damped = C + scale * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return 1.0 - scale * factorize(damped, "MLP correlation").inverse_diagonal()
-
-
-def nystrom(C: Tensor, D: Tensor, width: int, ridge: float) -> Nystrom:
-    """Keep `width` MLP units and re-fit the down projection to their activations (Algorithm 1).
-
-    Args:
-        C: `[m, m]` float64 correlation of down_proj's input.
-        D: `[d, m]` float64 down_proj.weight.
-        width: units to keep.
-        ridge: of the scores, see `leverage_scores`.
-
-    Returns:
-        Kept units ascending, `[d, width]` weight minimising ‖a Dᵀ − a_J D'ᵀ‖ over the calibration tokens, and the
-        relative residual by the Schur complement `D (C − C_:J C_JJ⁻¹ C_J:) Dᵀ`.
-    """
-    kept = torch.topk(leverage_scores(C, ridge), width).indices.sort().values
-    target = C[kept] @ D.T  # C_J: Dᵀ, [k, d]
-    factor = factorize(C[kept][:, kept], "MLP correlation of the kept units")
-    down = factor.solve(target).T
-    whole = torch.sum((D @ C) * D)
-    # ‖aDᵀ − a_J D'ᵀ‖² = tr(DCDᵀ) − 2 tr(D'C_J:Dᵀ) + tr(D'C_JJD'ᵀ); exact for damped solutions too
-    lost = whole - 2 * torch.sum(down.T * target) + torch.sum((down @ C[kept][:, kept]) * down)
-    return Nystrom(kept, down, float((lost.clamp_min(0) / whole.clamp_min(1e-300)).sqrt()), factor.damping)
-
-
-def keep_pairs(scores: Tensor, rank: int) -> Tensor:
-    """The `rank / 2` best pairs of each head, ascending: `[kv_heads, rank / 2]`."""
-    return torch.topk(scores, rank // 2, dim=-1).indices.sort(dim=-1).values
-
-
-def channels_of(pairs: Tensor, rotary_width: int) -> Tensor:
-    """Channels of the kept pairs in rotate-half order, `[..., rank]`: first halves, then second halves.
-
-    >>> channels_of(torch.tensor([0, 3]), 8).tolist()
-    [0, 3, 4, 7]
-    """
-    return torch.cat((pairs, pairs + rotary_width // 2), dim=-1)
-
-
-@dataclass(frozen=True)
-class QueryKey:
-    """What type II does to one key/value head: `q' = q A`, `k' = k B`, with A for all query heads that share it."""
-
-    query: Tensor
-    key: Tensor
-    lost: float
-    whole: float
-    damping: float
-
-
-def project_query_key(Q: Tensor, K: Tensor, rank: int) -> QueryKey:
-    """Best rank-`rank` query-key channels where no rotation stands between query and key.
-
-    Args:
-        Q: `[n, n]` float64, Σ over the sharing heads of E[qᵀ q].
-        K: `[n, n]` float64 covariance of the keys.
-        rank: channels to keep.
-
-    Returns:
-        `A, B [n, rank]` minimising Σ‖q kᵀ − (q A)(k B)ᵀ‖² over independent queries and keys: with Q = R_QᵀR_Q and
-        K = R_KᵀR_K, R_Q (I − A Bᵀ) R_Kᵀ is the discarded part of the SVD of R_Q R_Kᵀ.
-    """
-    of_query, of_key = factorize(Q, "query correlation"), factorize(K, "key covariance")
-    R_Q, R_K = of_query.lower.T, of_key.lower.T
-    U, S, Vt = torch.linalg.svd(R_Q @ R_K.T)
-    root = S[:rank].sqrt()
-    A = torch.linalg.solve_triangular(R_Q, U[:, :rank] * root, upper=True)
-    B = torch.linalg.solve_triangular(R_K, Vt[:rank].T * root, upper=True)
-    energy = S.square()
-    return QueryKey(A, B, float(energy[rank:].sum()), float(energy.sum()), max(of_query.damping, of_key.damping))
-
-
-@dataclass(frozen=True)
-class ValueOutput:
-    """Result of type III for one key/value head: `basis` maps old value channels to new ones."""
-
-    basis: Tensor
-    output: Tensor
-    lost: float
-    whole: float
-    damping: float
-
-
-def value_output(G: Tensor, O: Tensor, rank: int) -> ValueOutput:  # noqa: E741 (the paper's letter)
-    """Best rank-`rank` value channels for all heads that share them (Algorithm 3 in head space, joint over a group).
-
-    Args:
-        G: `[d_h, d_h]` float64 correlation of the head's v_proj output.
-        O: `[g, d, d_h]` float64 slices of o_proj.weight.
-        rank: channels to keep.
-
-    Returns:
-        `basis [d_h, rank]` with `V' = basisᵀ V`, `b' = basisᵀ b`; `output [g, d, rank]`; squared error and energy:
-        Σ over the group of ‖v Oᵀ − v' O'ᵀ‖², which is the discarded singular energy of R Oᵀ.
-    """
-    factor = factorize(G, "value correlation")
-    R = factor.lower.T
-    M = R @ O.permute(2, 0, 1).reshape(O.shape[2], -1)  # R [O_1ᵀ | … | O_gᵀ], [d_h, g·d]
-    energy, U = torch.linalg.eigh(M @ M.T)
-    energy, U = energy.flip(0).clamp_min(0), U.flip(1)
-    kept = U[:, :rank]
-    basis = torch.linalg.solve_triangular(R, kept, upper=True)
-    output = (kept.T @ M).reshape(rank, O.shape[0], O.shape[1]).permute(1, 2, 0)
-    return ValueOutput(basis, output, float(energy[rank:].sum()), float(energy.sum()), factor.damping)
 
 
 class Modegpt:
@@ -278,17 +147,39 @@ class Modegpt:
         return module_report("value_output", size.head_dim, rank, error, max(one.damping for one in solved))
 
     def _mlp(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
-        size, names, width = self.size, self.family.mlp, shape.mlp_width
+        size, width = self.size, shape.mlp_width
+        counts = tuple(gram.tokens for gram in statistics.experts)
+        coverage = counts if self.family.experts else None
         if width == size.mlp_width:
-            return module_report("mlp", width, width, 0.0, 0.0)
-        down = f"{names.down}.weight"
-        solved = nystrom(statistics.mlp.mean()[0], state[down].double(), width, self.config.ridge)
-        state[down] = solved.down.to(state[down].dtype)
-        for linear in names.inputs:
-            for name in (f"{linear}.weight", f"{linear}.bias"):
-                if name in state:
-                    state[name] = state[name][solved.kept]
-        return module_report("mlp", size.mlp_width, width, solved.relative_error, solved.damping)
+            return module_report("mlp", width, width, 0.0, 0.0, coverage=coverage)
+        solved: list[Nystrom] = []
+        unseen: list[int] = []
+        for expert, (names, gram) in enumerate(zip(self.family.mlps(size), statistics.experts, strict=True)):
+            down = f"{names.down}.weight"
+            if self.family.experts and gram.tokens < width:  # its re-fit would not be determined
+                unseen.append(expert)
+                kept = by_weight_norm([state[f"{name}.weight"] for name in names.inputs], state[down], width)
+                state[down] = state[down][:, kept]
+            else:
+                solved.append(nystrom(gram.mean()[0], state[down].double(), width, self.config.ridge))
+                kept = solved[-1].kept
+                state[down] = solved[-1].down.to(state[down].dtype)
+            for linear in names.inputs:
+                for name in (f"{linear}.weight", f"{linear}.bias"):
+                    if name in state:
+                        state[name] = state[name][kept]
+        error = (sum(one.relative_error**2 for one in solved) / max(1, len(solved))) ** 0.5
+        damping = max((one.damping for one in solved), default=0.0)
+        return module_report("mlp", size.mlp_width, width, error, damping, _not_refitted(unseen, width), coverage)
+
+
+def _not_refitted(experts: Sequence[int], width: int) -> str | None:
+    if not experts:
+        return None
+    return (
+        f"experts {', '.join(map(str, experts))} saw fewer calibration tokens than the {width} units they keep: "
+        "units kept by weight norm, without a re-fit"
+    )
 
 
 def _choose(channels: Tensor, scores: Tensor, kept: Tensor, width: int) -> QueryKey:
@@ -299,7 +190,13 @@ def _choose(channels: Tensor, scores: Tensor, kept: Tensor, width: int) -> Query
 
 
 def module_report(
-    module: str, before: int, after: int, error: float, damping: float, fallback: str | None = None
+    module: str,
+    before: int,
+    after: int,
+    error: float,
+    damping: float,
+    fallback: str | None = None,
+    coverage: tuple[int, ...] | None = None,
 ) -> ModuleReport:
     return ModuleReport(
         module=module,
@@ -308,4 +205,5 @@ def module_report(
         relative_output_error=error,
         damping=damping,
         fallback=fallback,
+        coverage=coverage,
     )

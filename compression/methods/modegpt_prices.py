@@ -21,7 +21,8 @@ from compression.core.sensitivity import Metrics
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from compression.core.taps import run_until
-from compression.methods.modegpt import Modegpt, value_output
+from compression.methods.modegpt import Modegpt
+from compression.methods.modegpt_decompositions import value_output
 from preflight.shapes import BlockCosts
 
 RANK_STEP = 4
@@ -33,18 +34,20 @@ def price_block(
     model: StreamedModel,
     method: Modegpt,
     costs: BlockCosts,
+    modules: Sequence[str],
     index: int,
     block: nn.Module,
     inputs: Tensor,
     statistics: BlockStatistics,
     metrics: Metrics,
 ) -> dict[str, PriceList]:
-    """Price lists of the parts that the recipe names, from one block's statistics and metrics.
+    """Price lists of the parts that may shrink, from one block's statistics and metrics.
 
     Args:
         model: the original.
         method: names, sizes and options; its shapes are not read.
         costs: parameters per unit of width.
+        modules: the parts that may shrink.
         index: which block.
         block: it, loaded.
         inputs: `[windows, tokens, hidden]` of it.
@@ -53,7 +56,7 @@ def price_block(
     """
     lists: dict[str, PriceList] = {}
     state = model.block_state(index)
-    for module in method.config.resolved_modules:
+    for module in modules:
         if module == "mlp":
             lists[module] = _mlp(method, costs, state, statistics, metrics)
         elif module == "value_output":

@@ -30,7 +30,8 @@ from compression.core.sensitivity import Metrics
 from compression.core.statistics import BlockStatistics, RunningInfluence
 from compression.core.streamed_model import StreamedModel
 from compression.core.taps import inputs_of, run_until
-from compression.methods.modegpt import Modegpt, leverage_scores, module_report, value_output
+from compression.methods.modegpt import Modegpt, module_report
+from compression.methods.modegpt_decompositions import leverage_scores, value_output
 
 METRIC_FLOOR = 1e-6  # of the mean diagonal: directions the loss never minded on the sample still count for something
 

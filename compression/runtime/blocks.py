@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compression.runtime.attention import ReducedAttention
@@ -14,17 +15,36 @@ PREFIX = "modepress_"
 class SplitMlp(nn.Module):
     """A gated MLP whose gate and up projections are linears of their own; replaces one that fuses them."""
 
-    def __init__(self, stock: Any) -> None:
-        """Take the activation of `stock`; the linears are set by `resize_block_`."""
+    def __init__(self, activation: nn.Module) -> None:
+        """Take the stock MLP's activation; the linears are set by `resize_block_`."""
         super().__init__()
-        self.activation = stock.activation_fn
+        self.activation = activation
         self.gate_proj = self.up_proj = self.down_proj = nn.Identity()
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Map `[batch, tokens, hidden]` to the same shape."""
+        """Map `[..., hidden]` to the same shape."""
         units = self.activation(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
         result: Tensor = self.down_proj(units)
         return result
+
+
+class SplitExperts(nn.ModuleList):
+    """Experts as modules of their own; replaces stock ones, which hold the weights of all in one tensor."""
+
+    def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Add up what the chosen experts say.
+
+        Args:
+            hidden_states: `[tokens, hidden]`.
+            chosen: `[tokens, k]` numbers of experts.
+            weights: `[tokens, k]` of their outputs.
+        """
+        mixed = torch.zeros_like(hidden_states)
+        for number in chosen.unique().tolist():
+            token, place = torch.where(chosen == number)
+            said = self[number](hidden_states[token]) * weights[token, place, None]
+            mixed.index_add_(0, token, said.to(mixed.dtype))
+        return mixed
 
 
 def reduced_model_type(family: str) -> str:
@@ -55,11 +75,16 @@ def resize_block_(block: Any, shape: Mapping[str, int], scaling: float | None = 
 
 
 def _resize_mlp_(block: Any, family: Family, settings: Mapping[str, Any], width: int) -> None:
-    names, hidden = family.mlp, family.dimensions(settings).hidden
-    if any(name in fused.parts for fused in family.fused for name in names.inputs):
-        block.mlp = SplitMlp(block.mlp)
+    size = family.dimensions(settings)
+    if family.experts is not None:
+        stock = block.get_submodule(family.experts.module)
+        block.set_submodule(family.experts.module, SplitExperts(SplitMlp(stock.act_fn) for _ in range(size.experts)))
+    elif any(name in fused.parts for fused in family.fused for name in family.mlp.inputs):
+        block.mlp = SplitMlp(block.mlp.activation_fn)
     like = next(block.parameters())
-    shapes = {**{name: (hidden, width) for name in names.inputs}, names.down: (width, hidden)}
+    shapes: dict[str, tuple[int, int]] = {}
+    for mlp in family.mlps(size):
+        shapes.update({**{name: (size.hidden, width) for name in mlp.inputs}, mlp.down: (width, size.hidden)})
     for name, (inputs, outputs) in shapes.items():
         bias = family.has_bias(name, settings)
         block.set_submodule(name, nn.Linear(inputs, outputs, bias=bias, dtype=like.dtype, device=like.device))

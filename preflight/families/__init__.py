@@ -11,7 +11,7 @@ from preflight.families.spec import Family
 
 __all__ = ["Dimensions", "Family", "known_families", "resolve", "table"]
 
-_NOT_FAMILIES = {"dimensions", "spec"}
+_NOT_FAMILIES = {"dimensions", "parts", "spec"}
 
 
 def known_families() -> tuple[str, ...]:

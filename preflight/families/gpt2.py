@@ -1,6 +1,7 @@
 """GPT-2: learned positions, linears stored transposed, query, key and value in one tensor."""
 
-from preflight.families.spec import Attention, Family, Fused, Mlp
+from preflight.families.parts import Attention, Fused, Mlp
+from preflight.families.spec import Family
 
 FAMILY = Family(
     name="gpt2",

@@ -1,6 +1,7 @@
 """GPT-NeoX (Pythia, Dolly, …): each head's query, key and value rows together, part of each head rotated."""
 
-from preflight.families.spec import Attention, Family, Fused, Mlp
+from preflight.families.parts import Attention, Fused, Mlp
+from preflight.families.spec import Family
 
 FAMILY = Family(
     name="gpt_neox",

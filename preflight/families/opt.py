@@ -1,6 +1,7 @@
 """OPT: learned positions and no rotary embedding, a ReLU MLP, LayerNorm, biases. Not the 350M variant."""
 
-from preflight.families.spec import Attention, Family, Mlp
+from preflight.families.parts import Attention, Mlp
+from preflight.families.spec import Family
 
 FAMILY = Family(
     name="opt",

@@ -1,6 +1,7 @@
 """Phi-1, 1.5 and 2: attention and MLP side by side on one LayerNorm, part of each head rotated, biases all over."""
 
-from preflight.families.spec import Attention, Family, Mlp
+from preflight.families.parts import Attention, Mlp
+from preflight.families.spec import Family
 
 FAMILY = Family(
     name="phi",

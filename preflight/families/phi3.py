@@ -1,6 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4 (mini): query, key and value in one tensor, gate and up in another."""
 
-from preflight.families.spec import Family, Fused
+from preflight.families.parts import Fused
+from preflight.families.spec import Family
 
 FAMILY = Family(
     name="phi3",

@@ -9,50 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from preflight.families.dimensions import Dimensions
+from preflight.families.parts import USUAL_ATTENTION, USUAL_MLP, Attention, Experts, Fused, Mlp
 
 Entry = TypeVar("Entry")
 Shape = tuple[int, ...]
 Power = tuple[str, float]  # a factor: the value of a configuration key, raised to a power
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Names of a block's attention linears, relative to the block, and of the norms over a head's channels."""
-
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-    output: str = "self_attn.o_proj"
-    query_norm: str = "self_attn.q_norm"
-    key_norm: str = "self_attn.k_norm"
-
-    @property
-    def module(self) -> str:
-        """The module that holds the linears."""
-        return self.query.rpartition(".")[0]
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """Names of a block's MLP linears, relative to the block: `down(act(gate(x)) * up(x))`, or `down(act(up(x)))`."""
-
-    gate: str | None = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The linears whose output channels are the MLP's units."""
-        return (self.up,) if self.gate is None else (self.gate, self.up)
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Linears stored as one tensor: their rows one part after the other, or, by head, each head's rows of all parts."""
-
-    stored: str
-    parts: tuple[str, ...]
-    by_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +28,8 @@ class Family:
         fused: linears that share a stored tensor.
         transposed: stored tensors that are `[in_features, out_features]`.
         optional_prefix: a prefix that old checkpoints of the bare decoder leave out.
-        renamed: modules by their name on disk, where the stock class has another.
+        renamed: modules by their name on disk, where the stock class has another; `renamed_in_blocks`: parts of the
+            names of blocks' tensors, likewise.
         norms: norms over the hidden channels; `norm_bias` says whether norms have a bias.
         qk_norm: whether queries and keys are normalised per head, or the configuration key that decides.
         rotary: the module of rotary angles, empty where there are none; `rotary_by_layer_type` has two sets of angles.
@@ -93,12 +55,14 @@ class Family:
     final_norm: str = "model.norm"
     head: str = "lm_head"
     head_bias: bool = False
-    attention: Attention = Attention()
-    mlp: Mlp = Mlp()
+    attention: Attention = USUAL_ATTENTION
+    mlp: Mlp = USUAL_MLP
+    experts: Experts | None = None
     fused: tuple[Fused, ...] = ()
     transposed: frozenset[str] = frozenset()
     optional_prefix: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed_in_blocks: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: bool = False
     qk_norm: bool | str = False
@@ -121,7 +85,11 @@ class Family:
     @property
     def stored_canonically(self) -> bool:
         """Whether the stored tensors are the canonical ones."""
-        return not self.fused and not self.transposed
+        return not self.fused and not self.transposed and self.experts is None
+
+    def mlps(self, size: Dimensions) -> tuple[Mlp, ...]:
+        """The names of the block's MLP, or of all its experts."""
+        return (self.mlp,) if self.experts is None else tuple(map(self.mlp.numbered, range(size.experts)))
 
     def setting(self, config: Mapping[str, Any], name: str) -> Any:
         """A configuration value under the family's own key, or the stock class's default, or None."""
@@ -155,6 +123,7 @@ class Family:
             qk_norm=self.has_qk_norm(config),
             rotates=flags,
             unrotated_every=int(every or 0),
+            experts=self._count_experts(config),
         )
 
     def _needed(self, config: Mapping[str, Any], name: str) -> Any:
@@ -162,6 +131,12 @@ class Family:
         if value is None:
             raise KeyError(self.keys.get(name, name))
         return value
+
+    def _count_experts(self, config: Mapping[str, Any]) -> int:
+        if self.experts is None:
+            return 1
+        counts = [self.setting(config, key) for key in self.experts.count]
+        return int(next((count for count in counts if count is not None), 0))
 
     def _rotary_width(self, config: Mapping[str, Any], head_dim: int) -> int:
         if not self.rotary:
@@ -236,7 +211,19 @@ class Family:
                     tensors[f"{fused.stored}.{kind}"] = (sum(shape[0] for shape in shapes), *shapes[0][1:])
         for stored in self.transposed:
             tensors[f"{stored}.weight"] = tensors[f"{stored}.weight"][::-1]
-        return tensors
+        return {self.stored_block_name(name): shape for name, shape in tensors.items()}
+
+    def stored_block_name(self, tensor: str) -> str:
+        """What a block's tensor is called on disk."""
+        for stored, ours in self.renamed_in_blocks.items():
+            tensor = tensor.replace(ours, stored)
+        return tensor
+
+    def canonical_block_name(self, tensor: str) -> str:
+        """What a block's stored tensor is called here."""
+        for stored, ours in self.renamed_in_blocks.items():
+            tensor = tensor.replace(stored, ours)
+        return tensor
 
     def canonical_tensors(self, config: Mapping[str, Any]) -> dict[str, Shape]:
         """The canonical tensors of one block, relative to it, with their shapes `[out_features, in_features]`."""
@@ -246,9 +233,12 @@ class Family:
             self.attention.key: (size.kv_heads * size.head_dim, size.hidden),
             self.attention.value: (size.kv_heads * size.head_dim, size.hidden),
             self.attention.output: (size.hidden, size.heads * size.head_dim),
-            **{linear: (size.mlp_width, size.hidden) for linear in self.mlp.inputs},
-            self.mlp.down: (size.hidden, size.mlp_width),
         }
+        for mlp in self.mlps(size):
+            linears.update({linear: (size.mlp_width, size.hidden) for linear in mlp.inputs})
+            linears[mlp.down] = (size.hidden, size.mlp_width)
+        if self.experts is not None:
+            linears[self.experts.router] = (size.experts, size.hidden)
         tensors: dict[str, Shape] = {}
         for norm in self.norms:
             tensors.update(self._norm(norm, size.hidden))

@@ -46,4 +46,9 @@ CASES: list[Case] = [
     ("gemma3_text", {"kv_heads": 2, "tied": True}),
     ("gemma3_text", {"kv_heads": 1, "bias": True, "head_dim": 10}),
     ("gemma3_text", {"kv_heads": 4, "final_logit_softcapping": 2.0}),
+    ("mixtral", {"kv_heads": 2, "tied": True}),
+    ("mixtral", {"kv_heads": 1, "sliding_window": 7}),
+    ("mixtral", {"kv_heads": 4, "head_dim": 10}),
+    ("qwen3_moe", {"kv_heads": 2, "tied": True}),
+    ("qwen3_moe", {"kv_heads": 1, "bias": True, "norm_topk_prob": False}),
 ]

@@ -16,8 +16,7 @@ class Views:
     key: tuple[Tensor, Tensor | None]
     value: tuple[Tensor, Tensor | None]
     output: Tensor  # [hidden, heads, head_dim]
-    up: Tensor  # [mlp_width, hidden]
-    down: Tensor  # [hidden, mlp_width]
+    mlps: list[tuple[Tensor, Tensor]]  # of each expert: up [mlp_width, hidden], down [hidden, mlp_width]
 
 
 def views(kind: str, block: Any, size: Dimensions) -> Views:
@@ -37,8 +36,13 @@ def _plain(block: Any, size: Dimensions) -> Views:
     ]
     output = next(getattr(attention, name) for name in ("o_proj", "dense", "out_proj") if hasattr(attention, name))
     mlp = getattr(block, "mlp", block)
-    up, down = (mlp.up_proj, mlp.down_proj) if hasattr(mlp, "up_proj") else (mlp.fc1, mlp.fc2)
-    return Views(*parts, output.weight.data.view(size.hidden, -1, size.head_dim), up.weight.data, down.weight.data)
+    if hasattr(mlp, "experts"):
+        ups = mlp.experts.gate_up_proj.data[:, mlp.experts.gate_up_proj.shape[1] // 2 :]
+        mlps = list(zip(ups, mlp.experts.down_proj.data, strict=True))
+    else:
+        up, down = (mlp.up_proj, mlp.down_proj) if hasattr(mlp, "up_proj") else (mlp.fc1, mlp.fc2)
+        mlps = [(up.weight.data, down.weight.data)]
+    return Views(*parts, output.weight.data.view(size.hidden, -1, size.head_dim), mlps)
 
 
 def _phi3(block: Any, size: Dimensions) -> Views:
@@ -47,7 +51,7 @@ def _phi3(block: Any, size: Dimensions) -> Views:
     parts = (fused[:heads], fused[heads : heads + size.kv_heads], fused[heads + size.kv_heads :])
     output = block.self_attn.o_proj.weight.data.view(size.hidden, heads, size.head_dim)
     up = block.mlp.gate_up_proj.weight.data[width:]
-    return Views(*((part, None) for part in parts), output, up, block.mlp.down_proj.weight.data)
+    return Views(*((part, None) for part in parts), output, [(up, block.mlp.down_proj.weight.data)])
 
 
 def _gpt2(block: Any, size: Dimensions) -> Views:
@@ -55,7 +59,7 @@ def _gpt2(block: Any, size: Dimensions) -> Views:
     three = [slice(n * size.hidden, (n + 1) * size.hidden) for n in range(3)]
     parts = [(weight[part].unflatten(0, (size.heads, -1)), by_head(bias[part], size)) for part in three]
     output = block.attn.c_proj.weight.data.T.unflatten(1, (size.heads, -1))
-    return Views(*parts, output, block.mlp.c_fc.weight.data.T, block.mlp.c_proj.weight.data.T)
+    return Views(*parts, output, [(block.mlp.c_fc.weight.data.T, block.mlp.c_proj.weight.data.T)])
 
 
 def _gpt_neox(block: Any, size: Dimensions) -> Views:
@@ -64,4 +68,4 @@ def _gpt_neox(block: Any, size: Dimensions) -> Views:
     bias = None if fused.bias is None else fused.bias.data.view(size.heads, 3, size.head_dim)
     parts = [(weight[:, n], None if bias is None else bias[:, n]) for n in range(3)]
     output = block.attention.dense.weight.data.view(size.hidden, size.heads, size.head_dim)
-    return Views(*parts, output, block.mlp.dense_h_to_4h.weight.data, block.mlp.dense_4h_to_h.weight.data)
+    return Views(*parts, output, [(block.mlp.dense_h_to_4h.weight.data, block.mlp.dense_4h_to_h.weight.data)])

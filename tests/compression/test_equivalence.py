@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from compression.methods.modegpt import channels_of
+from compression.methods.modegpt_decompositions import channels_of
 from compression.reload import expected_logits
 from preflight.shapes import dense_shape
 from tests.compression.kinds import CASES
@@ -31,10 +31,10 @@ def masked_reference(folder: Path, kind: str, done: Walk) -> torch.nn.Module:
         }
         _fill_query_key(stock, new, state.get(f"{family.attention.module}.rotary_pairs"), size, size.rotary_in(index))
         _fill_value_output(stock, new["value"], state[f"{family.attention.output}.weight"], size)
-        new_up, new_down = state[f"{family.mlp.up}.weight"], state[f"{family.mlp.down}.weight"]
-        kept = [int((stock.up == row).all(dim=1).nonzero()[0]) for row in new_up]
-        stock.down.zero_()
-        stock.down[:, kept] = new_down
+        for mlp, (up, down) in zip(family.mlps(size), stock.mlps, strict=True):
+            kept = [int((up == row).all(dim=1).nonzero()[0]) for row in state[f"{mlp.up}.weight"]]
+            down.zero_()
+            down[:, kept] = state[f"{mlp.down}.weight"]
     return model
 
 

@@ -1,6 +1,7 @@
 """Widths and counts: parameters counted from shapes are those transformers builds; budgets are met."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
 from compression.runtime.blocks import resize_block_
 from preflight.families import known_families, resolve, table
+from preflight.safetensors_header import read_header
 from preflight.shapes import block_costs, dense_shape, shapes_for
-from tests.tiny_models import MULTI_HEAD_ONLY, RENAMED
+from tests.tiny_models import MULTI_HEAD_ONLY, RENAMED, make_tiny_model
 
 SMOLLM2 = {
     "model_type": "llama",
@@ -87,7 +89,16 @@ def test_required_tensors_are_what_transformers_builds(kind: str, settings: dict
     assert resolve(config).required_tensors(config) == expected
 
 
-@pytest.mark.parametrize(("kind", "settings"), CASES)
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gpt_neox"])
+def test_required_tensors_are_what_transformers_writes(tmp_path: Path, kind: Any) -> None:
+    """On disk experts are tensors of their own, and other names than the modules' are in use."""
+    folder = make_tiny_model(tmp_path, kind, heads=1, kv_heads=1, hidden=8)
+    config = json.loads((folder / "config.json").read_text())
+    written = {name: entry.shape for name, entry in read_header(folder / "model.safetensors").items()}
+    assert resolve(config).required_tensors(config) == resolve(config).full_names(written)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [*CASES, ("mixtral", {}), ("qwen3_moe", {"num_experts": 3})])
 @pytest.mark.parametrize("shape", [(40, 6, 6), (33, 4, 5), (17, 2, 1)])
 def test_costs_count_the_parameters_of_any_shape(
     kind: str, settings: dict[str, Any], shape: tuple[int, int, int]
@@ -150,7 +161,23 @@ def test_a_sparsity_the_chosen_parts_cannot_carry_is_refused() -> None:
 
 
 def test_every_family_table_is_found_by_its_name() -> None:
-    assert {"llama", "mistral", "qwen2", "qwen3", "granite", "smollm3"} <= set(known_families())
+    assert set(known_families()) == {
+        "gemma2",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+    }
     for name in known_families():
         assert table(name).name == name
 
@@ -181,6 +208,8 @@ def test_impossible_configurations_are_named(change: dict[str, Any], code: str) 
     ("name", "change"),
     [
         ("opt", {"do_layer_norm_before": False}),  # OPT-350M
+        ("qwen3_moe", {"mlp_only_layers": [0]}),
+        ("qwen3_moe", {"decoder_sparse_step": 2}),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("gemma3_text", {"use_bidirectional_attention": True}),
         ("gpt2", {"add_cross_attention": True}),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from compression.core.artifact import Result, longrope, sane_generation, write_artifact
 from compression.core.streamed_model import StreamedModel, tensors_of
 from compression.evaluation import final_states
-from compression.methods.modegpt import keep_pairs
+from compression.methods.modegpt_decompositions import keep_pairs
 from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
@@ -31,7 +31,7 @@ def write(done: Walk, folder: Path, target: Path, layout: str) -> dict[str, str]
 
 def portable_walk(folder: Path, **settings: object) -> Walk:
     """Layout portable with attention reduced: one shared subset of pairs, here not the first ones."""
-    config = step(layout="portable", modules=ALL, **settings)
+    config = step(**{"layout": "portable", "modules": ALL, "round_to": 8, **settings})
     checkpoint = open_checkpoint(folder)
     family = resolve(checkpoint.config)
     shapes = shapes_for(family, checkpoint.config, config)
@@ -50,6 +50,7 @@ def portable_walk(folder: Path, **settings: object) -> Walk:
         ("qwen2", {}),
         ("granite", {"bias": True}),
         ("gemma2", {"tied": True}),
+        ("mixtral", {}),
         ("smollm3", {"tied": True}),
         ("smollm3", {"no_rope_layers": [0, 1]}),
     ],
@@ -93,7 +94,7 @@ def test_portable_reduced_attention_equals_the_original_scale(tmp_path: Path) ->
 def test_portable_with_narrower_mlps_loads_in_stock_classes(tmp_path: Path, kind: str, settings: dict) -> None:
     """What was parted or turned is written as the stock class stores it."""
     folder = make_tiny_model(tmp_path / "in", kind, **settings)
-    done = walk(folder, step(layout="portable", sparsity=0.2), random_tokens(8, 32))
+    done = walk(folder, step(layout="portable", sparsity=0.2, round_to=8), random_tokens(8, 32))
     assert done.method.shapes[0].mlp_width < done.method.size.mlp_width
     write(done, folder, tmp_path / "out", "portable")
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compression.core.budget import PriceList, spend
 from compression.core.selection import removal_order, symmetric_factor
-from compression.methods.modegpt import nystrom
+from compression.methods.modegpt_decompositions import nystrom
 from tests.compression.methods.test_modegpt import correlated, randn
 
 
