@@ -71,11 +71,16 @@ class ModegptConfig(Frozen):
         Field(description="mode refined: re-fit the linears that read the stream to the compressed stream"),
     ] = None
     input_ridge: Annotated[
-        float, Field(gt=0.0, description="mode refined: of input_refit, in units of the mean diagonal")
-    ] = 1e-2
+        float | None,
+        Field(
+            gt=0.0,
+            description="mode refined: of input_refit, in units of the mean diagonal; null chooses for each linear "
+            "what does best on held-out tokens",
+        ),
+    ] = None
     output_ridge: Annotated[
-        float, Field(gt=0.0, description="mode refined: of the re-fits of o_proj and down_proj, likewise")
-    ] = 1e-3
+        float | None, Field(gt=0.0, description="mode refined: of the re-fits of o_proj and down_proj, likewise")
+    ] = None
     modules: Annotated[
         tuple[ModuleType, ...] | None,
         Field(

@@ -2,15 +2,22 @@
 
     W' = argmin_W E‖a Wᵀ − t‖² + λ ‖W − W_0‖²   =>   W'ᵀ = (E[aᵀa] + λI)⁻¹ (E[aᵀt] + λ W_0ᵀ)
 
-λ is relative to the mean diagonal of E[aᵀa]: to infinity it leaves W_0, to zero it is the plain re-fit.
+λ is relative to the mean diagonal of E[aᵀa]: to infinity it leaves W_0, to zero it is the plain re-fit. Calibration
+text is little: an unchecked re-fit learns it by heart and forgets the language. So λ is chosen by what the solution
+loses on tokens it was not fitted to, and the final solve, with that λ, uses all tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from compression.core.linalg import factorize
+
+RIDGES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+FALLBACK_RIDGE = 0.3  # where there are too few chunks to hold any out
+HELD_OUT = 4  # one chunk in so many
 
 
 def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> Tensor:
@@ -30,43 +37,9 @@ def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> Tensor
     return factorize(damped, "input correlation").solve(cross + penalty * original.T).T
 
 
-class RunningCross:
-    """Second moments of inputs a and targets t over tokens: float32 products per chunk, float64 sums across chunks."""
-
-    def __init__(self, inputs: int, targets: int) -> None:
-        """Start at zero."""
-        self._gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-        self._cross = torch.zeros(inputs, targets, dtype=torch.float64)
-        self._input, self._target = torch.zeros(inputs, dtype=torch.float64), torch.zeros(targets, dtype=torch.float64)
-        self._energy = 0.0
-        self.tokens = 0
-
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Add `[..., inputs]` and `[..., targets]`."""
-        a, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
-        self._gram += a.T @ a
-        self._cross += a.T @ t
-        self._input += a.sum(dim=0, dtype=torch.float64)
-        self._target += t.sum(dim=0, dtype=torch.float64)
-        self._energy += float(t.square().sum(dtype=torch.float64))
-        self.tokens += len(a)
-
-    def moments(self) -> "Moments":
-        """The means so far."""
-        count = max(1, self.tokens)
-        gram = self._gram / count
-        return Moments(
-            gram=(gram + gram.T) / 2,
-            cross=self._cross / count,
-            input_mean=self._input / count,
-            target_mean=self._target / count,
-            target_energy=self._energy / count,
-        )
-
-
 @dataclass(frozen=True)
 class Moments:
-    """E[aᵀa] `[n, n]`, E[aᵀt] `[n, d]`, E[a] `[n]`, E[t] `[d]` and E‖t‖², all float64."""
+    """E[aᵀa] `[n, n]`, E[aᵀt] `[n, d]`, E[a] `[n]`, E[t] `[d]` and E‖t‖² over (weighted) tokens, all float64."""
 
     gram: Tensor
     cross: Tensor
@@ -75,7 +48,7 @@ class Moments:
     target_energy: float
 
     def mapped(self, basis: Tensor) -> "Moments":
-        """The same of the inputs `a @ basis`, `[n, k]`; a selection of columns is a mapping too."""
+        """The same of the inputs `a @ basis`, `[n, k]`."""
         return replace(
             self,
             gram=basis.T @ self.gram @ basis,
@@ -87,6 +60,16 @@ class Moments:
         """The same of the inputs at the places `kept` `[k]`."""
         return replace(self, gram=self.gram[kept][:, kept], cross=self.cross[kept], input_mean=self.input_mean[kept])
 
+    def towards(self, weight: Tensor, bias: Tensor | None) -> "Moments":
+        """The same with targets `t @ weightᵀ + bias`; their energy is not known and reads NaN."""
+        shift = torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias
+        return replace(
+            self,
+            cross=self.cross @ weight.T + torch.outer(self.input_mean, shift),
+            target_mean=weight @ self.target_mean + shift,
+            target_energy=float("nan"),
+        )
+
     def refit(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None]:
         """Weight `[d, n]` and bias `[d]` towards the targets, near `weight`; affine where there is a bias."""
         if bias is None:
@@ -96,22 +79,113 @@ class Moments:
         new = refit(gram, cross, weight, ridge)
         return new, self.target_mean - new @ self.input_mean
 
-    def correct_input(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None]:
-        """With targets that are another stream's inputs x to the same linear: say of a what the linear says of x.
-
-        Minimises E‖a W'ᵀ + b' − (x Wᵀ + b)‖² near W; the shift is only there where the linear has a bias.
-        """
-        if bias is None:
-            return refit(self.gram, self.cross @ weight.T, weight, ridge), None
-        gram = self.gram - torch.outer(self.input_mean, self.input_mean)
-        cross = self.cross - torch.outer(self.input_mean, self.target_mean)
-        new = refit(gram, cross @ weight.T, weight, ridge)
-        return new, bias + weight @ self.target_mean - new @ self.input_mean
+    def misfit(self, weight: Tensor, bias: Tensor | None) -> float:
+        """E‖a Wᵀ + b − t‖² − E‖t‖²: what differs between two solutions for the same targets."""
+        error = float(((weight @ self.gram) * weight).sum()) - 2 * float((weight.T * self.cross).sum())
+        if bias is not None:
+            error += float(bias @ bias) + 2 * float(bias @ (weight @ self.input_mean - self.target_mean))
+        return error
 
     def relative_error(self, weight: Tensor, bias: Tensor | None) -> float:
         """‖a Wᵀ + b − t‖ / ‖t‖ over the tokens."""
-        error = self.target_energy - 2 * float((weight.T * self.cross).sum())
-        error += float(((weight @ self.gram) * weight).sum())
-        if bias is not None:
-            error += float(bias @ bias) + 2 * float(bias @ (weight @ self.input_mean - self.target_mean))
-        return float(max(error, 0.0) / max(self.target_energy, 1e-300)) ** 0.5
+        error = max(self.target_energy + self.misfit(weight, bias), 0.0)
+        return float(error / max(self.target_energy, 1e-300)) ** 0.5
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """A solved linear and the ridge it was solved with."""
+
+    weight: Tensor
+    bias: Tensor | None
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Moments of all tokens, of those that candidates are fitted to, and of those that judge them (None: too few)."""
+
+    whole: Moments
+    fit: Moments
+    held_out: Moments | None
+
+    def mapped(self, basis: Tensor) -> "Folds":
+        """Of the inputs `a @ basis`, see `Moments.mapped`."""
+        return self._each(lambda moments: moments.mapped(basis))
+
+    def selected(self, kept: Tensor) -> "Folds":
+        """Of the inputs at the places `kept`."""
+        return self._each(lambda moments: moments.selected(kept))
+
+    def towards(self, weight: Tensor, bias: Tensor | None) -> "Folds":
+        """With targets `t @ weightᵀ + bias`."""
+        return self._each(lambda moments: moments.towards(weight, bias))
+
+    def refit(self, weight: Tensor, bias: Tensor | None, ridge: float | None) -> Refitted:
+        """Re-fit near `weight` on all tokens; without a given ridge, with the one that judges best on held-out ones."""
+        chosen = ridge if ridge is not None else self._best_ridge(weight, bias)
+        return Refitted(*self.whole.refit(weight, bias, chosen), chosen)
+
+    def _best_ridge(self, weight: Tensor, bias: Tensor | None) -> float:
+        judge = self.held_out
+        if judge is None:
+            return FALLBACK_RIDGE
+        return min(RIDGES, key=lambda ridge: judge.misfit(*self.fit.refit(weight, bias, ridge)))
+
+    def _each(self, change: Callable[[Moments], Moments]) -> "Folds":
+        held_out = None if self.held_out is None else change(self.held_out)
+        return Folds(change(self.whole), change(self.fit), held_out)
+
+
+class RunningCross:
+    """Second moments of inputs a and targets t over tokens: float32 products per chunk, float64 sums across chunks."""
+
+    def __init__(self, inputs: int, targets: int) -> None:
+        """Start at zero."""
+        self._folds = (_Sums(inputs, targets), _Sums(inputs, targets))
+        self._chunks = 0
+
+    def add(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
+        """Add a chunk of `[..., inputs]` and `[..., targets]`; every `HELD_OUT`-th chunk judges.
+
+        `weights [..., 1]` count tokens differently: a token's square error is multiplied by its weight's square.
+        """
+        a, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
+        ones = torch.ones(len(a), 1, dtype=a.dtype) if weights is None else weights.reshape(-1, 1)
+        self._chunks += 1
+        self._folds[self._chunks % HELD_OUT == 0].add(a * ones, t * ones, ones)
+
+    def folds(self) -> Folds:
+        """The moments so far."""
+        fit, judge = self._folds
+        return Folds(_moments(fit, judge), _moments(fit), _moments(judge) if judge.mass else None)
+
+
+class _Sums:
+    def __init__(self, inputs: int, targets: int) -> None:
+        self.gram = torch.zeros(inputs, inputs, dtype=torch.float64)
+        self.cross = torch.zeros(inputs, targets, dtype=torch.float64)
+        self.input = torch.zeros(inputs, dtype=torch.float64)
+        self.target = torch.zeros(targets, dtype=torch.float64)
+        self.energy, self.mass = 0.0, 0.0
+
+    def add(self, a: Tensor, t: Tensor, ones: Tensor) -> None:
+        """Add rows that carry their weights already; `ones` is what a constant input became."""
+        self.gram += a.T @ a
+        self.cross += a.T @ t
+        self.input += (a * ones).sum(dim=0, dtype=torch.float64)
+        self.target += (t * ones).sum(dim=0, dtype=torch.float64)
+        self.energy += float(t.square().sum(dtype=torch.float64))
+        self.mass += float(ones.square().sum(dtype=torch.float64))
+
+
+def _moments(*sums: _Sums) -> Moments:
+    mass = max(1e-300, sum(one.mass for one in sums))
+
+    def mean(name: str) -> Tensor:
+        total: Tensor = sum(getattr(one, name) for one in sums[1:]) + getattr(sums[0], name)
+        return total / mass
+
+    gram = mean("gram")
+    energy = sum(one.energy for one in sums) / mass
+    return Moments((gram + gram.T) / 2, mean("cross"), mean("input"), mean("target"), energy)

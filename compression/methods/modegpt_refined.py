@@ -24,7 +24,7 @@ from api_schemas.plans import BlockShape
 from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks, run_block_
 from compression.core.protocols import BlockResult, Solution, Step
-from compression.core.refit import Moments, RunningCross
+from compression.core.refit import Folds, Refitted, RunningCross
 from compression.core.selection import removal_order, symmetric_factor
 from compression.core.sensitivity import Metrics
 from compression.core.statistics import BlockStatistics, RunningInfluence
@@ -70,13 +70,13 @@ class TwoStreams:
         new = dict(state)
         start = self.compressed[next(chunks(self.compressed))].clone()
         influence = RunningInfluence()
-        moments = self._pass_original_(dense, index, influence)
+        folds = self._pass_original_(dense, index, influence)
         if self.config.corrects_inputs and index > 0:
-            self._correct_inputs(new, (self._names.query, self._names.key, self._names.value), moments)
+            self._correct_inputs(new, (self._names.query, self._names.key, self._names.value), folds)
         reports = [self._query_key(index, new), self._attention_(index, new, state)]
-        moments = self._pass_attention_(dense, index, new)
+        folds = self._pass_attention_(dense, index, new)
         if self.config.corrects_inputs:
-            self._correct_inputs(new, self._mlp.inputs, moments)
+            self._correct_inputs(new, self._mlp.inputs, folds)
         reports.append(self._mlp_(dense, index, new))
         here = self.model.forward(dense, start, index)
         lost = self.model.forward(self._narrow(index, new), start, index) - here
@@ -88,7 +88,7 @@ class TwoStreams:
             stream_error=float(apart),
         )
 
-    def _pass_original_(self, dense: nn.Module, index: int, influence: RunningInfluence) -> Moments:
+    def _pass_original_(self, dense: nn.Module, index: int, influence: RunningInfluence) -> Folds:
         """Advance x through the block, keep it half way; moments of n(y) against n(x) before attention."""
         width = self.original.shape[-1]
         running = RunningCross(width, width)
@@ -99,16 +99,14 @@ class TwoStreams:
                 running.add(run_until(self.model, dense, self.compressed[part], index, self._names.query), normed)
                 influence.add(self.original[part], output)
                 self.original[part] = output
-        return running.moments()
+        return running.folds()
 
-    def _correct_inputs(self, new: dict[str, Tensor], linears: tuple[str, ...], moments: Moments) -> None:
+    def _correct_inputs(self, new: dict[str, Tensor], linears: tuple[str, ...], folds: Folds) -> None:
         """Re-fit linears that read the stream: from n(y), say what the original says of n(x)."""
         for linear in linears:
             weight, bias = new[f"{linear}.weight"], new.get(f"{linear}.bias")
-            corrected, shift = moments.correct_input(weight.double(), _double(bias), self.config.input_ridge)
-            new[f"{linear}.weight"] = corrected.to(weight.dtype)
-            if bias is not None and shift is not None:
-                new[f"{linear}.bias"] = shift.to(bias.dtype)
+            W, b = weight.double(), _double(bias)
+            self._store(new, linear, folds.towards(W, b).refit(W, b, self.config.input_ridge))
 
     def _query_key(self, index: int, new: dict[str, Tensor]) -> ModuleReport:
         """Choose rotary pairs by the energies of the corrected query and key on the compressed stream."""
@@ -131,25 +129,26 @@ class TwoStreams:
         running = RunningCross(W.shape[1], W.shape[0])
         for part in chunks(self.compressed):
             mixed = run_until(self.model, block, self.compressed[part], index, self._names.output)
-            running.add(mixed, self._target(mixed, self.middle[part] - self.compressed[part], W, bias))
-        moments = running.moments()
-        W, bias = moments.refit(W, bias, self.config.output_ridge)
+            lacking = self.middle[part] - self.compressed[part]
+            running.add(mixed, self._target(mixed, lacking, W, bias), token_weights(self.middle[part]))
+        folds, damping = running.folds(), 0.0
+        solved = folds.refit(W, bias, self.config.output_ridge)
         if rank < size.head_dim:
-            W, moments, damping = self._narrow_values(index, new, W, moments, rank)
-            W, bias = moments.refit(W, bias, self.config.output_ridge)
-        else:
-            damping = 0.0
-        self._store(new, self._names.output, W, bias)
-        return module_report("value_output", size.head_dim, rank, moments.relative_error(W, bias), damping)
+            start, folds, damping = self._narrow_values(index, new, solved.weight, folds, rank)
+            solved = folds.refit(start, solved.bias, self.config.output_ridge)
+        self._store(new, self._names.output, solved)
+        error = folds.whole.relative_error(solved.weight, solved.bias)
+        report = module_report("value_output", size.head_dim, rank, error, damping)
+        return report.model_copy(update={"ridge": solved.ridge})
 
     def _narrow_values(
-        self, index: int, new: dict[str, Tensor], W: Tensor, moments: Moments, rank: int
-    ) -> tuple[Tensor, Moments, float]:
-        """Replace the value channels by the best `rank` per key/value head; returns output weight, moments, damping."""
+        self, index: int, new: dict[str, Tensor], W: Tensor, folds: Folds, rank: int
+    ) -> tuple[Tensor, Folds, float]:
+        """Replace the value channels by the best `rank` per key/value head; returns output weight, folds, damping."""
         size = self.method.size
         metrics = self.metrics(index)
         root = None if metrics is None else symmetric_factor(_floored(metrics.attention))
-        by_head = moments.gram.reshape(size.heads, size.head_dim, size.heads, size.head_dim)
+        by_head = folds.whole.gram.reshape(size.heads, size.head_dim, size.heads, size.head_dim)
         heads = W.reshape(size.hidden, size.kv_heads, size.group, size.head_dim)
         maps, damping = [], 0.0
         for head in range(size.kv_heads):
@@ -165,9 +164,9 @@ class TwoStreams:
         inverse = torch.linalg.pinv(basis).repeat_interleave(size.group, dim=0)
         start = torch.einsum("hrc,dhc->dhr", inverse, W.reshape(size.hidden, size.heads, size.head_dim))
         mapping = torch.block_diag(*basis.repeat_interleave(size.group, dim=0))
-        return start.reshape(size.hidden, -1), moments.mapped(mapping), damping
+        return start.reshape(size.hidden, -1), folds.mapped(mapping), damping
 
-    def _pass_attention_(self, dense: nn.Module, index: int, new: dict[str, Tensor]) -> Moments:
+    def _pass_attention_(self, dense: nn.Module, index: int, new: dict[str, Tensor]) -> Folds:
         """Advance y to half way through the narrowed attention; moments of n(y) against n(x) before the MLP."""
         size = self.method.size
         block = self._narrow(index, new, whole_mlp=True)
@@ -176,32 +175,31 @@ class TwoStreams:
         for part in chunks(self.compressed):
             self.compressed[part] = run_until(self.model, block, self.compressed[part], index, self._second_norm)
             running.add(norm(self.compressed[part]), norm(self.middle[part]))
-        return running.moments()
+        return running.folds()
 
     def _mlp_(self, dense: nn.Module, index: int, new: dict[str, Tensor]) -> ModuleReport:
         """Choose units, re-fit down, and advance y to the end of the block."""
         size, width = self.method.size, self.method.shapes[index].mlp_width
         W, bias = new[f"{self._mlp.down}.weight"].double(), _double(new.get(f"{self._mlp.down}.bias"))
-        moments = self._mlp_moments(dense, index, new, W, bias)
-        W, bias = moments.refit(W, bias, self.config.output_ridge)
+        folds = self._mlp_folds(dense, index, new, W, bias)
+        solved = folds.refit(W, bias, self.config.output_ridge)
         if width < size.mlp_width:
-            kept = self._units(index, moments.gram, W, width)
-            moments = moments.selected(kept)
-            W, bias = moments.refit(W[:, kept], bias, self.config.output_ridge)
+            kept = self._units(index, folds.whole.gram, solved.weight, width)
+            folds = folds.selected(kept)
+            solved = folds.refit(solved.weight[:, kept], solved.bias, self.config.output_ridge)
             for linear in self._mlp.inputs:
                 for name in (f"{linear}.weight", f"{linear}.bias"):
                     if name in new:
                         new[name] = new[name][kept]
-        self._store(new, self._mlp.down, W, bias)
+        self._store(new, self._mlp.down, solved)
         block, norm = self._narrow(index, new), dense.get_submodule(self._second_norm)
         module = block.get_submodule(self._mlp.down.rpartition(".")[0])
         for part in chunks(self.compressed):
             self.compressed[part] += module(norm(self.compressed[part]))
-        return module_report("mlp", size.mlp_width, width, moments.relative_error(W, bias), 0.0)
+        error = folds.whole.relative_error(solved.weight, solved.bias)
+        return module_report("mlp", size.mlp_width, width, error, 0.0).model_copy(update={"ridge": solved.ridge})
 
-    def _mlp_moments(
-        self, dense: nn.Module, index: int, new: dict[str, Tensor], W: Tensor, bias: Tensor | None
-    ) -> Moments:
+    def _mlp_folds(self, dense: nn.Module, index: int, new: dict[str, Tensor], W: Tensor, bias: Tensor | None) -> Folds:
         """Moments of the corrected units against what the stream still lacks."""
         block = self._narrow(index, new, whole_mlp=True)
         parent, _, down = self._mlp.down.rpartition(".")
@@ -211,8 +209,9 @@ class TwoStreams:
             for part in chunks(self.compressed):
                 module(norm(self.compressed[part]))
                 lacking = self.original[part] - self.compressed[part]
-                running.add(taken["units"], self._target(taken["units"], lacking, W, bias))
-        return running.moments()
+                target = self._target(taken["units"], lacking, W, bias)
+                running.add(taken["units"], target, token_weights(self.original[part]))
+        return running.folds()
 
     def _units(self, index: int, gram: Tensor, W: Tensor, width: int) -> Tensor:
         if self.config.chooses_columns == "leverage":
@@ -233,11 +232,20 @@ class TwoStreams:
             shape = shape.model_copy(update={"mlp_width": self.method.size.mlp_width})
         return self.model.resized_block(index, state, shape.model_dump(), self.method.scaling(index))
 
-    def _store(self, new: dict[str, Tensor], linear: str, W: Tensor, bias: Tensor | None) -> None:
+    def _store(self, new: dict[str, Tensor], linear: str, solved: Refitted) -> None:
         """Put a solved linear into the block in storage dtype."""
-        new[f"{linear}.weight"] = W.to(new[f"{linear}.weight"].dtype)
-        if bias is not None:
-            new[f"{linear}.bias"] = bias.to(new[f"{linear}.bias"].dtype)
+        new[f"{linear}.weight"] = solved.weight.to(new[f"{linear}.weight"].dtype)
+        if solved.bias is not None:
+            new[f"{linear}.bias"] = solved.bias.to(new[f"{linear}.bias"].dtype)
+
+
+def token_weights(stream: Tensor) -> Tensor:
+    """One over the root mean square of the original stream at each token, `[..., 1]`.
+
+    The next norm divides by it, so an error counts relative to it. Without this the few tokens with massive
+    activations (the first of a text, mostly) outweigh all others in every sum of squares.
+    """
+    return stream.square().mean(dim=-1, keepdim=True).clamp_min(1e-12).rsqrt()
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

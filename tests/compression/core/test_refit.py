@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compression.core.refit import Moments, RunningCross, refit
+from compression.core.refit import FALLBACK_RIDGE, RIDGES, Moments, RunningCross, refit
 from tests.compression.methods.test_modegpt import correlated, randn
 
 
@@ -42,7 +42,7 @@ def moments(a: torch.Tensor, t: torch.Tensor, *sizes: int) -> Moments:
     running = RunningCross(a.shape[1], t.shape[1])
     for part in torch.arange(len(a)).split(list(sizes) or [len(a)]):
         running.add(a[part][None], t[part][None])
-    return running.moments()
+    return running.folds().whole
 
 
 def test_moments_are_those_of_all_tokens_however_chunked() -> None:
@@ -86,3 +86,72 @@ def test_mapped_and_selected_inputs() -> None:
     selection = torch.eye(7, dtype=torch.float64)[:, kept]
     for name in ("gram", "cross", "input_mean"):
         torch.testing.assert_close(getattr(whole.selected(kept), name), getattr(whole.mapped(selection), name))
+
+
+def test_an_input_correction_says_of_one_stream_what_the_linear_says_of_the_other() -> None:
+    X, W, b = randn(300, 6, seed=1), randn(4, 6, seed=2), randn(4, seed=3)
+    Y = X @ randn(6, 6, seed=4) + 0.5  # the other stream: the same, mixed and shifted
+    folds = RunningCross(6, 6)
+    folds.add(Y.float(), X.float())
+    solved = folds.folds().towards(W, b).refit(W, b, 1e-12)
+    torch.testing.assert_close(Y @ solved.weight.T + solved.bias, X @ W.T + b, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_streams_correct_nothing_whatever_the_ridge() -> None:
+    X, W = randn(300, 6, seed=1), randn(4, 6, seed=2)
+    running = RunningCross(6, 6)
+    running.add(X.float(), X.float())
+    for ridge in (1e-3, 10.0):
+        torch.testing.assert_close(
+            running.folds().towards(W, None).refit(W, None, ridge).weight, W, rtol=1e-6, atol=1e-6
+        )
+
+
+def test_the_ridge_is_large_where_the_target_is_noise_and_small_where_it_is_signal() -> None:
+    A, W, truth = randn(64, 20, seed=1), randn(5, 20, seed=2), randn(5, 20, seed=3)
+    noise, signal = RunningCross(20, 5), RunningCross(20, 5)
+    for part in torch.arange(64).split(8):
+        noise.add(A[part].float(), (A[part] @ W.T + 5 * randn(8, 5, seed=int(part[0]) + 9)).float())
+        signal.add(A[part].float(), (A[part] @ truth.T).float())
+    assert noise.folds().refit(W, None, None).ridge >= 1.0
+    assert signal.folds().refit(W, None, None).ridge == min(RIDGES)
+
+
+def test_held_out_chunks_judge_and_the_final_solve_uses_all() -> None:
+    A, T, W = problem()
+    running = RunningCross(7, 4)
+    for part in torch.arange(200).split(25):
+        running.add(A[part].float(), T[part].float())
+    folds = running.folds()
+    judged = torch.cat([torch.arange(75, 100), torch.arange(175, 200)])
+    assert folds.held_out is not None
+    torch.testing.assert_close(folds.held_out.gram, A[judged].T @ A[judged] / 50, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folds.whole.gram, A.T @ A / 200, rtol=1e-4, atol=1e-5)
+    solved = folds.refit(W, None, None)
+    expected, _ = folds.whole.refit(W, None, solved.ridge)
+    torch.testing.assert_close(solved.weight, expected)
+    misfits = {
+        ridge: float((A[judged] @ folds.fit.refit(W, None, ridge)[0].T - T[judged]).square().sum()) for ridge in RIDGES
+    }
+    assert solved.ridge == min(misfits, key=misfits.__getitem__)
+
+
+def test_too_few_chunks_to_hold_any_out_use_the_fixed_ridge() -> None:
+    A, T, W = problem()
+    running = RunningCross(7, 4)
+    running.add(A.float(), T.float())
+    assert running.folds().refit(W, None, None).ridge == FALLBACK_RIDGE
+
+
+def test_token_weights_multiply_square_errors_by_their_squares() -> None:
+    _, T, _ = problem()
+    A = randn(200, 7, seed=21) + 0.5
+    w = randn(200, 1, seed=8).abs()
+    running = RunningCross(7, 4)
+    running.add(A.float(), T.float(), w.float())
+    whole, mass = running.folds().whole, float(w.square().sum())
+    torch.testing.assert_close(whole.gram, (A * w).T @ (A * w) / mass, rtol=1e-4, atol=1e-5)
+    # affine: the intercept's column carries the weights too
+    weight, bias = whole.refit(torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 1e-12)
+    reference = torch.linalg.lstsq(torch.cat([A * w, w], dim=1), T * w).solution.T
+    torch.testing.assert_close(torch.cat([weight, bias[:, None]], dim=1), reference, rtol=1e-2, atol=1e-3)
