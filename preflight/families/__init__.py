@@ -65,7 +65,7 @@ def _check_sizes(family: Family, config: Mapping[str, Any]) -> None:
         ) from missing
     except (AttributeError, OverflowError, TypeError, ValueError, ZeroDivisionError) as wrong:
         raise InvalidCheckpoint("invalid_config", f"config.json: a size is not a positive number: {wrong}") from wrong
-    for name in ("hidden", "heads", "kv_heads", "head_dim", "mlp_width", "blocks", "vocabulary", "experts"):
+    for name in ("hidden", "heads", "kv_heads", "head_dim", "mlp_width", "blocks", "vocabulary", "experts", "routed"):
         value = getattr(size, name)
         if not 0 < value < 2**31:
             raise InvalidCheckpoint("invalid_config", f"config.json: {name} is {value}; it must be positive", name)
@@ -74,6 +74,12 @@ def _check_sizes(family: Family, config: Mapping[str, Any]) -> None:
             "invalid_config",
             f"config.json: num_attention_heads {size.heads} is not a multiple of num_key_value_heads {size.kv_heads}",
             "num_key_value_heads",
+        )
+    if size.routed > size.experts:
+        raise InvalidCheckpoint(
+            "invalid_config",
+            f"config.json: each token would see {size.routed} of {size.experts} experts",
+            "num_experts_per_tok",
         )
     if size.head_dim % 2:
         raise InvalidCheckpoint("invalid_config", f"config.json: head_dim {size.head_dim} is odd", "head_dim")

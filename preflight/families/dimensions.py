@@ -15,6 +15,7 @@ class Dimensions:
         rotates: per block, whether it has rotary embedding at all; None where all have.
         unrotated_every: every so many blocks one has none; 0 for never. `rotates` goes first.
         experts: MLPs side by side in one block; 1 without a router.
+        routed: of these, how many each token sees.
     """
 
     hidden: int
@@ -31,6 +32,7 @@ class Dimensions:
     rotates: Sequence[int] | None = None
     unrotated_every: int = 0
     experts: int = 1
+    routed: int = 1
 
     @property
     def group(self) -> int:

@@ -6,7 +6,7 @@ from preflight.families.spec import Family
 FAMILY = Family(
     name="mixtral",
     architecture="MixtralForCausalLM",
-    defaults={"num_key_value_heads": 8, "num_local_experts": 8},
+    defaults={"num_experts_per_tok": 2, "num_key_value_heads": 8, "num_local_experts": 8},
     mlp=Mlp("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
     experts=Experts(count=("num_local_experts",)),
     renamed_in_blocks={

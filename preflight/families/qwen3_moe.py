@@ -9,7 +9,7 @@ FAMILY = Family(
     architecture="Qwen3MoeForCausalLM",
     biases=QWEN3.biases,
     keys={"intermediate_size": "moe_intermediate_size"},
-    defaults={"num_key_value_heads": 4, "moe_intermediate_size": 768},
+    defaults={"num_experts_per_tok": 8, "num_key_value_heads": 4, "moe_intermediate_size": 768},
     only={"decoder_sparse_step": (1,), "mlp_only_layers": (None, [])},
     mlp=Mlp("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
     experts=Experts(count=("num_experts", "num_local_experts")),

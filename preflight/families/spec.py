@@ -124,6 +124,7 @@ class Family:
             rotates=flags,
             unrotated_every=int(every or 0),
             experts=self._count_experts(config),
+            routed=1 if self.experts is None else int(self._needed(config, self.experts.chosen)),
         )
 
     def _needed(self, config: Mapping[str, Any], name: str) -> Any:

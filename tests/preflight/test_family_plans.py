@@ -61,6 +61,24 @@ def test_portable_experts_have_widths_that_stock_kernels_take(tmp_path: Path, ki
     assert codes(folder, layout="full", round_to=4) == []
 
 
+def test_experts_cost_memory_for_all_and_operations_for_those_that_are_used(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {"steps": [{"method": "modegpt", "mode": "reference", "sparsity": 0.2, "round_to": 8}]}
+    )
+    few, many = (
+        make_plan(
+            open_checkpoint(
+                make_tiny_model(tmp_path / str(count), "mixtral", intermediate=256, num_local_experts=count)
+            ),
+            recipe,
+            model="tiny",
+        )
+        for count in (2, 8)
+    )
+    assert many.flops < 1.6 * few.flops  # solves are per expert, passes are not
+    assert many.peak_memory_bytes - few.peak_memory_bytes > 6 * 256**2 * 8
+
+
 @pytest.mark.parametrize("kind", ["granite", "smollm3", "gemma2", "mixtral"])
 def test_portable_attention_is_allowed_where_stock_code_loads_it(tmp_path: Path, kind: Any) -> None:
     assert codes(make_tiny_model(tmp_path, kind), layout="portable", modules=ALL) == []

@@ -98,7 +98,9 @@ def test_required_tensors_are_what_transformers_writes(tmp_path: Path, kind: Any
     assert resolve(config).required_tensors(config) == resolve(config).full_names(written)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [*CASES, ("mixtral", {}), ("qwen3_moe", {"num_experts": 3})])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [*CASES, ("mixtral", {}), ("qwen3_moe", {"num_experts": 3, "num_experts_per_tok": 2})]
+)
 @pytest.mark.parametrize("shape", [(40, 6, 6), (33, 4, 5), (17, 2, 1)])
 def test_costs_count_the_parameters_of_any_shape(
     kind: str, settings: dict[str, Any], shape: tuple[int, int, int]
@@ -236,6 +238,12 @@ def test_an_impossible_share_of_rotated_channels_is_named(change: dict[str, Any]
     with pytest.raises(InvalidCheckpoint) as caught:
         resolve({**config, **change, "hidden_size": 10})
     assert caught.value.code == "invalid_config"
+
+
+def test_more_experts_per_token_than_there_are_is_named() -> None:
+    _, config = built("mixtral", num_experts_per_tok=9)
+    with pytest.raises(InvalidCheckpoint, match="9 of 8 experts"):
+        resolve(config)
 
 
 def test_flags_for_too_few_blocks_are_named() -> None:
