@@ -63,6 +63,39 @@ def test_query_key_of_unrotated_heads_keeps_the_logits_where_their_rank_is_low(t
     assert all(report.relative_output_error < 1e-3 for report in done.reports)
 
 
+@pytest.mark.parametrize(("kind", "settings"), [("smollm3", {"no_rope_layers": [0, 1]}), ("phi", {}), ("gpt2", {})])
+def test_each_head_is_projected_by_its_own_statistics(tmp_path: Path, kind: Any, settings: dict) -> None:
+    """Query and key rows of every head against a projection from that head's activations, collected here anew."""
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    tokens = random_tokens(6, 32)
+    done = walk(folder, step(layout="full", sparsity=0.4), tokens)
+    size, attention = done.method.size, done.model.family.attention
+    old, new = done.model.block_state(0), done.store.results[0].state
+    width, rotated = size.rotary_in(0), size.rotary_rank(0, done.method.shapes[0].query_key_rank)
+    block = done.model.block(0, old)
+    seen: dict[str, torch.Tensor] = {}
+    for name in (attention.query, attention.key):
+        block.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
+    with torch.inference_mode():
+        done.model.forward(block, done.model.embed(tokens), 0)
+    q, k = (
+        seen[name].double().reshape(-1, size.kv_heads, heads // size.kv_heads, size.head_dim)[..., width:]
+        for name, heads in ((attention.query, size.heads), (attention.key, size.kv_heads))
+    )
+    k = k - k.mean(dim=0)
+    rank = done.method.shapes[0].query_key_rank
+    for head in range(size.kv_heads):
+        mine, one = q[:, head].flatten(0, 1), k[:, head, 0]
+        solved = project_query_key(mine.T @ mine, one.T @ one, rank - rotated)
+        key_rows = new[f"{attention.key}.weight"].double().reshape(size.kv_heads, rank, -1)[head, rotated:]
+        old_key = old[f"{attention.key}.weight"].double().reshape(size.kv_heads, size.head_dim, -1)[head, width:]
+        for query in range(head * size.group, (head + 1) * size.group):
+            query_rows = new[f"{attention.query}.weight"].double().reshape(size.heads, rank, -1)[query, rotated:]
+            rows = old[f"{attention.query}.weight"].double().reshape(size.heads, size.head_dim, -1)[query, width:]
+            expected = rows.T @ solved.query @ solved.key.T @ old_key
+            torch.testing.assert_close(query_rows.T @ key_rows, expected, rtol=1e-3, atol=1e-4)
+
+
 def starve(folder: Path) -> None:
     """Let the routers be v, −v and 0: of one expert per token, one of the first two always wins."""
     tensors = load_file(folder / "model.safetensors")
