@@ -21,9 +21,8 @@ from compression.methods.modegpt_prices import price_block
 from compression.methods.modegpt_refined import TwoStreams
 from compression.prepare import Prepared
 from compression.stages import Stages
+from preflight.estimates import sample_windows
 from preflight.shapes import block_costs, dense_shape, shapes_for
-
-SAMPLE_SHARE = 4  # the backward pass runs on one in so many calibration windows
 
 
 def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Modegpt:
@@ -101,8 +100,7 @@ def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStor
         write_durably(store.folder / f"sensitivity-{index:05d}.safetensors", save(tensors))
         stages.block(f"measured block {index + 1} of {total}", total - 1 - index, total)
 
-    sample = max(1, len(ready.calibration.tokens) // SAMPLE_SHARE)
-    walk_backward(ready.model, size, ready.calibration.tokens[:sample], visit)
+    walk_backward(ready.model, size, ready.calibration.tokens[: sample_windows(recipe)], visit)
 
 
 def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -> tuple[BlockShape, ...]:

@@ -9,8 +9,10 @@ from preflight.checkpoint import Checkpoint
 from preflight.families import Dimensions, Family
 from preflight.shapes import block_costs, dense_shape
 
-# Resident bytes of an interpreter that has imported torch and transformers; measured 2026-11-25 on x86-64, CPU build.
-INTERPRETER_BYTES = 520 * 1024**2
+# Resident bytes of an interpreter with torch, transformers, a tokenizer and a tokenised text of one megabyte; measured
+# 2026-11-25 on x86-64, CPU build of torch 2.13: 565 MiB.
+INTERPRETER_BYTES = 600 * 1024**2
+SAMPLE_SHARE, SAMPLE_TOKENS = 4, 8192  # the backward pass runs on one in so many windows, and on no more tokens
 FLOAT32, FLOAT64 = 4, 8
 HEAD_ROWS = 256  # tokens whose logits are held at once in evaluation
 
@@ -28,7 +30,8 @@ class Workload:
     calibration_length: int
     evaluation_tokens: int
     evaluation_length: int
-    streams: int
+    refined: bool
+    sample_tokens: int
     embedding_bytes: int
     block_bytes: int
 
@@ -51,7 +54,8 @@ class Workload:
             calibration_length=calibration.sequence_length,
             evaluation_tokens=evaluation.num_windows * evaluation.sequence_length,
             evaluation_length=evaluation.sequence_length,
-            streams=2 if recipe.steps[0].propagation == "dense" else 1,
+            refined=recipe.steps[0].mode == "refined",
+            sample_tokens=_sample_tokens(recipe),
             embedding_bytes=sum(entry.bytes for entry in outside),
             block_bytes=sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefix)),
         )
@@ -68,24 +72,47 @@ def flops(work: Workload) -> float:
     gram = 2 * size.mlp_width**2 * size.routed
     solve = (size.mlp_width**3 + 2 * size.mlp_width**2 * size.hidden) * size.experts
     head = 2 * size.hidden * size.vocabulary
-    calibrate = work.calibration_tokens * (dense + compressed + gram) + solve
+    if work.refined:  # both streams, attention three times, the MLP twice on one of them; folds of the moments
+        walk = dense + 2 * compressed + 1.5 * gram
+        calibrate = work.calibration_tokens * walk + work.sample_tokens * (4 * dense + gram) + 20 * solve
+    else:
+        calibrate = work.calibration_tokens * (dense + compressed + gram) + solve
     evaluate = work.evaluation_tokens * (2 * used + 2 * compressed_used)
     evaluate += work.evaluation_tokens * 2 * attention * work.evaluation_length
     return float(size.blocks * (calibrate + evaluate) + work.evaluation_tokens * 2 * head)
 
 
 def peak_memory_bytes(work: Workload) -> int:
-    """Resident bytes of the job process: a block at a time, hidden states of the calibration set, Gram matrices."""
+    """Resident bytes of the job process, at most: the largest of its stages.
+
+    A block at a time, hidden states of the calibration set, second moments of the widest linear; the backward pass
+    holds the inputs of all blocks for its sample; evaluation holds two heads in float32.
+    """
     size = work.size
-    hidden_states = work.calibration_tokens * size.hidden * FLOAT32 * work.streams
-    blocks = 2 * work.block_parameters * FLOAT32 + work.block_bytes
-    gram = size.mlp_width**2 * (FLOAT32 + (3 + size.experts) * FLOAT64)
-    window = work.calibration_length * (4 * size.mlp_width + 6 * size.heads * size.head_dim + 6 * size.hidden) * FLOAT32
-    calibrate = hidden_states + blocks + gram + window
-    evaluation_states = 2 * work.evaluation_tokens * size.hidden * FLOAT32
-    head = work.embedding_bytes + size.vocabulary * (size.hidden + 6 * HEAD_ROWS) * FLOAT32
-    evaluate = evaluation_states + max(blocks, head)
-    return int(INTERPRETER_BYTES + max(calibrate, evaluate))
+    state = size.hidden * FLOAT32
+    blocks = 2 * work.block_parameters * FLOAT32 + 2 * work.block_bytes
+    window = work.calibration_length * (6 * size.mlp_width + 8 * size.heads * size.head_dim + 8 * size.hidden) * FLOAT32
+    square = size.mlp_width**2 * FLOAT64
+    embedding = work.embedding_bytes + work.calibration_tokens * state
+    walk = (3 if work.refined else 1) * work.calibration_tokens * state + blocks + window
+    walk += (10 if work.refined else 4 + size.experts) * square
+    backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + 8 * square
+    heads = 2 * (work.embedding_bytes + size.vocabulary * state) + 8 * HEAD_ROWS * size.vocabulary * FLOAT32
+    evaluate = 2 * work.evaluation_tokens * state + max(blocks + window, heads)
+    return int(INTERPRETER_BYTES + max(embedding, walk, backward if work.sample_tokens else 0, evaluate))
+
+
+def sample_windows(recipe: Recipe) -> int:
+    """Calibration windows that the backward pass of mode `refined` runs on; 0 where the recipe needs none."""
+    step, calibration = recipe.steps[0], recipe.calibration
+    if not step.minds_the_loss and step.resolved_allocation != "marginal_error":
+        return 0
+    wanted = min(calibration.num_samples // SAMPLE_SHARE, SAMPLE_TOKENS // calibration.sequence_length)
+    return max(1, wanted)
+
+
+def _sample_tokens(recipe: Recipe) -> int:
+    return sample_windows(recipe) * recipe.calibration.sequence_length
 
 
 def disk_bytes(work: Workload, artifact_bytes: int) -> int:
