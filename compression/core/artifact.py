@@ -119,11 +119,13 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
         return config, drop_head
     config[family.keys.get("intermediate_size", "intermediate_size")] = shape.mlp_width
     if shape.query_key_rank != size.head_dim:
-        rotated = next(index for index in range(size.blocks) if size.rotary_in(index))
+        rotated = next((index for index in range(size.blocks) if size.rotary_in(index)), None)
+        config["head_dim"] = shape.query_key_rank
+        if rotated is None:
+            return config, drop_head
         pairs = _block_state(result, rotated)[_rotary_pairs(result)][0]
         positions = int(source.config.max_position_embeddings)
         theta = float(source.config.rope_parameters["rope_theta"])
-        config["head_dim"] = shape.query_key_rank
         config["rope_parameters"] = longrope(source.inverse_frequencies, pairs, theta, positions)
         for old in ("rope_scaling", "rope_theta"):
             config.pop(old, None)

@@ -53,6 +53,7 @@ def portable_walk(folder: Path, **settings: object) -> Walk:
         ("mixtral", {}),
         ("smollm3", {"tied": True}),
         ("smollm3", {"no_rope_layers": [0, 1]}),
+        ("smollm3", {"no_rope_layers": [0, 0]}),
     ],
 )
 def test_portable_with_reduced_attention_loads_in_stock_classes(tmp_path: Path, kind: str, settings: dict) -> None:
