@@ -26,8 +26,7 @@ from compression.methods.modegpt_decompositions import value_output
 from preflight.shapes import BlockCosts
 
 RANK_STEP = 4
-SMALLEST_RANK_SHARE, SMALLEST_WIDTH_SHARE = 0.25, 0.125
-MEASURED_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75)  # of a head's pairs removed
+MEASURED_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of a head's pairs removed
 
 
 def price_block(
@@ -72,7 +71,7 @@ def _mlp(
     multiple, width = method.config.resolved_round_to, method.size.mlp_width
     D = state[f"{method.family.mlp.down}.weight"].double()
     removal = removal_order(statistics.mlp.mean()[0], D, metrics.mlp, multiple)
-    smallest = max(multiple, int(SMALLEST_WIDTH_SHARE * width))
+    smallest = max(multiple, removal.widths[-1])
     widths = [width, *range((width - 1) // multiple * multiple, smallest - 1, -multiple)]
     known = dict(zip(removal.widths, (loss / 2 for loss in removal.losses), strict=True))
     return _list(widths, [_between(known, at) for at in widths], width, costs.per_mlp_unit)
@@ -129,7 +128,7 @@ def _query_key(
 
 def _ranks(head_dim: int) -> list[int]:
     step = RANK_STEP if head_dim % RANK_STEP == 0 else 2
-    return list(range(head_dim, max(step, int(SMALLEST_RANK_SHARE * head_dim)) - 1, -step))
+    return list(range(head_dim, step - 1, -step))
 
 
 def _between(known: dict[int, float], width: int) -> float:
