@@ -33,7 +33,7 @@ def is_jsonl(path: Path) -> bool:
 
 
 def whole_text(path: Path, param: str) -> str:
-    """Return the text of a file exactly as it is.
+    """Return the text of a file; line ends of any system become "\\n", as in every reader's text mode.
 
     Raises:
         InvalidCalibration: `text_too_large` or `not_text`.
@@ -47,7 +47,7 @@ def whole_text(path: Path, param: str) -> str:
             "read one by one",
             param,
         )
-    return decode(data, f"{param}: the text", param)
+    return decode(data, f"{param}: the text", param).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decode(data: bytes, what: str, param: str) -> str:

@@ -65,6 +65,18 @@ def test_a_text_is_tokenised_whole_and_cut(load: Callable[..., Windows], tokeniz
     assert everything.tokens.flatten().tolist() == ids[: len(ids) // LENGTH * LENGTH]
 
 
+@pytest.mark.parametrize("ending", ["\r\n", "\r"])
+def test_line_ends_of_other_systems_are_the_same_text(
+    load: Callable[..., Windows], tmp_path: Path, ending: str
+) -> None:
+    """A file's perplexity is that of its text, whatever system wrote it."""
+    lines = PROSE.replace(". ", ".\n") * 3
+    (tmp_path / "here.txt").write_bytes(lines.encode())
+    (tmp_path / "there.txt").write_bytes(lines.replace("\n", ending).encode())
+    here, there = (load(file_source(tmp_path / name)) for name in ("here.txt", "there.txt"))
+    assert torch.equal(here.tokens, there.tokens)
+
+
 def test_use_says_what_was_asked_and_what_there_was(load: Callable[..., Windows], tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(PROSE)
