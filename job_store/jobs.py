@@ -157,6 +157,13 @@ class JobStore:
                 )
             return row.report
 
+    def flops_per_second(self) -> float | None:
+        """The rate of the last job that succeeded on this server: planned operations per measured second."""
+        last = select(JobRow.report).where(JobRow.status == "succeeded").order_by(JobRow.finished_at.desc()).limit(1)
+        with reading(self._engine) as session:
+            report = session.scalar(last)
+        return None if report is None else float(report["plan"]["flops"] / report["seconds"])
+
 
 def _refuse_nul(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():

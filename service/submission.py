@@ -22,7 +22,8 @@ def plan(stores: Stores, model: str, recipe: Recipe) -> Plan:
         NotFound, Conflict: the model does not exist, or is not ready.
         InvalidCheckpoint: its files changed since it was registered.
     """
-    drawn = make_plan(open_checkpoint(stores.models.path_of(model)), recipe, model=model)
+    checkpoint = open_checkpoint(stores.models.path_of(model))
+    drawn = make_plan(checkpoint, recipe, model=model, flops_per_second=stores.jobs.flops_per_second())
     blockers = [*drawn.blockers, *_text_blockers(stores, recipe)]
     free = shutil.disk_usage(stores.layout.home).free
     if drawn.disk_bytes > free:
