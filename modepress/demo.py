@@ -36,7 +36,7 @@ READY_SECONDS = 180.0
 QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.")
 RECIPE: dict[str, Any] = {
     "steps": [{"method": "modegpt", "sparsity": 0.2, "layout": "portable"}],
-    "calibration": {"source": "builtin", "num_samples": 8, "sequence_length": 2048},
+    "calibration": {"source": "builtin", "num_samples": 8, "sequence_length": 1024},
     "evaluation": {"source": "builtin", "num_windows": 8, "sequence_length": 2048},
 }
 
