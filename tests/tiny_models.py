@@ -1,11 +1,12 @@
 """Tiny models with a real tokenizer and chat template, the same bytes on every run. Written by transformers itself."""
 
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 ModelType = Literal[
     "llama",
@@ -186,3 +187,22 @@ def random_model(config: object, dtype: torch.dtype = torch.float32, seed: int =
                 scales = name.endswith("weight") and ("norm" in name or ".ln_" in name)
                 parameter.normal_(1.0 if scales else 0.0, spread)
     return model.to(dtype).eval()
+
+
+# What a model that has learned something cannot survive: for tests of the quality gate.
+RUINOUS_STEP = {"method": "modegpt", "mode": "reference", "layout": "full", "sparsity": 0.75, "round_to": 1}
+
+
+def teach(folder: Path) -> None:
+    """Train a tiny model a little on real prose, so that there is something to lose."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("\n".join(list(topics.values())[:40]), add_special_tokens=False)["input_ids"]
+    windows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        batch = windows[torch.randint(len(windows), (8,), generator=generator)]
+        optimizer.zero_grad()
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)

@@ -4,12 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from api_schemas.errors import InsufficientStorage, InvalidRecipe, ModepressError
 from api_schemas.events import ProgressEvent
@@ -20,7 +18,7 @@ from compression.judgement import GateFailed
 from compression.pipeline import compress
 from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
 
 
 def recipe(step: dict[str, Any] | None = None, **settings: Any) -> Recipe:
@@ -143,26 +141,11 @@ def test_the_callers_random_generator_is_untouched(tmp_path: Path) -> None:
     assert hashes(tmp_path / "a" / "out") == hashes(tmp_path / "b" / "out")
 
 
-def teach(folder: Path) -> None:
-    """Train a tiny model a little on real prose, so that there is something to lose."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    ids = tokenizer("\n".join(list(topics.values())[:40]), add_special_tokens=False)["input_ids"]
-    windows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(60):
-        batch = windows[torch.randint(len(windows), (8,), generator=generator)]
-        optimizer.zero_grad()
-        model(batch, labels=batch).loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder)
-
-
 def test_the_gate_fails_the_job_and_keeps_artifact_and_numbers(tmp_path: Path) -> None:
     """T31."""
     folder = make_tiny_model(tmp_path / "in", "llama", layers=3)
     teach(folder)
-    asked = recipe({"sparsity": 0.75, "layout": "full"}, gate={"perplexity_increase": 0.02})
+    asked = recipe(RUINOUS_STEP, gate={"perplexity_increase": 0.02})
     with pytest.raises(GateFailed) as caught:
         run(folder, tmp_path / "out", asked)
     assert caught.value.code == "quality_gate"

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from modepress import Client
 from tests.modepress.recipes import small_recipe
 from tests.modepress.running_stack import RunningStack, environment
+from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
 
 pytestmark = pytest.mark.servers
 
@@ -94,8 +96,13 @@ def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: s
     assert shell.json("delete", job["compressed_model"])["deleted"] is True
 
 
-def test_a_failed_gate_ends_with_5_and_keeps_the_report(shell: Shell, tiny: str, recipe_file: str) -> None:
-    done = shell.json("compress", tiny, "--recipe", recipe_file, "--gate", "0.0000001", "--sparsity", "0.5", status=5)
+def test_a_failed_gate_ends_with_5_and_keeps_the_report(shell: Shell, client: Client, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "taught")
+    teach(folder)
+    recipe_file = tmp_path / "ruinous.json"
+    recipe_file.write_text(json.dumps(small_recipe(steps=[RUINOUS_STEP])))
+    model = client.push(folder).id
+    done = shell.json("compress", model, "--recipe", str(recipe_file), "--gate", "0.02", status=5)
     assert done["job"]["error"]["code"] == "quality_gate"
     assert done["report"]["gate_passed"] is False
 

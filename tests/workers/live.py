@@ -37,9 +37,9 @@ class Live:
     redis: Redis
     worker: Worker
 
-    def submit(self, **changes: Any) -> str:
+    def submit(self, model: str = "tiny", **changes: Any) -> str:
         """Create and send a job as the API does; returns its id."""
-        request = JobRequest.model_validate({"model": "tiny", "recipe": {**RECIPE, **changes}})
+        request = JobRequest.model_validate({"model": model, "recipe": {**RECIPE, **changes}})
         job, _ = self.jobs.create(request, recipe_hash="0" * 64)
         enqueue(job.id, "compress", broker_url=self.redis.url)
         return job.id

@@ -9,8 +9,8 @@ import pytest
 
 from job_store.queue import depth, enqueue
 from tests.servers import wait_until
-from tests.tiny_models import make_tiny_model
-from tests.workers.live import BLOCKS, Live, live_service
+from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
+from tests.workers.live import BLOCKS, Live, add_model, live_service
 
 pytestmark = pytest.mark.servers
 Artifact = dict[str, str]
@@ -153,8 +153,11 @@ def _forget_messages(live: Live) -> None:
         assert client.delete("compress") == 1
 
 
-def test_a_failed_gate_keeps_report_and_artifact(live: Live) -> None:
-    job = live.ended(live.submit(gate={"perplexity_increase": 1e-9}))
+def test_a_failed_gate_keeps_report_and_artifact(live: Live, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "taught")
+    teach(folder)
+    add_model(live.place, "taught", folder)
+    job = live.ended(live.submit("taught", steps=[RUINOUS_STEP], gate={"perplexity_increase": 0.02}))
     assert job.error is not None
     assert (job.status, job.error.code) == ("failed", "quality_gate")
     assert job.compressed_model is not None

@@ -19,9 +19,9 @@ from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import block_costs, dense_shape, shapes_for
-from tests.compression.test_pipeline import hashes, recipe, run, teach
+from tests.compression.test_pipeline import hashes, recipe, run
 from tests.compression.walks import MemoryBlockStore, Walk, random_tokens, step
-from tests.tiny_models import make_tiny_model
+from tests.tiny_models import make_tiny_model, teach
 
 KINDS = [
     ("llama", {"tied": True}),
