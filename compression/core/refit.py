@@ -18,9 +18,10 @@ from compression.core.linalg import factorize
 RIDGES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 FALLBACK_RIDGE = 0.3  # where there are too few chunks to hold any out
 HELD_OUT = 4  # one chunk in so many
+TOO_FEW_CHUNKS = f"ridge {FALLBACK_RIDGE}, not chosen: fewer than {HELD_OUT} chunks of calibration text to hold one out"
 
 
-def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> Tensor:
+def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> tuple[Tensor, float]:
     """Solve for the weight.
 
     Args:
@@ -30,11 +31,12 @@ def refit(gram: Tensor, cross: Tensor, original: Tensor, ridge: float) -> Tensor
         ridge: λ in units of the mean diagonal of `gram`, positive.
 
     Returns:
-        `[d, n]` float64.
+        `[d, n]` float64, and the damping its factorisation needed beside the ridge.
     """
     penalty = ridge * gram.diagonal().mean()
     damped = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return factorize(damped, "input correlation").solve(cross + penalty * original.T).T
+    factor = factorize(damped, "input correlation")
+    return factor.solve(cross + penalty * original.T).T, factor.damping
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,15 @@ class Moments:
             target_energy=float("nan"),
         )
 
-    def refit(self, weight: Tensor, bias: Tensor | None, ridge: float) -> tuple[Tensor, Tensor | None]:
+    def refit(self, weight: Tensor, bias: Tensor | None, ridge: float) -> "Refitted":
         """Weight `[d, n]` and bias `[d]` towards the targets, near `weight`; affine where there is a bias."""
         if bias is None:
-            return refit(self.gram, self.cross, weight, ridge), None
+            new, damping = refit(self.gram, self.cross, weight, ridge)
+            return Refitted(new, None, ridge, damping)
         gram = self.gram - torch.outer(self.input_mean, self.input_mean)
         cross = self.cross - torch.outer(self.input_mean, self.target_mean)
-        new = refit(gram, cross, weight, ridge)
-        return new, self.target_mean - new @ self.input_mean
+        new, damping = refit(gram, cross, weight, ridge)
+        return Refitted(new, self.target_mean - new @ self.input_mean, ridge, damping)
 
     def misfit(self, weight: Tensor, bias: Tensor | None) -> float:
         """E‖a Wᵀ + b − t‖² − E‖t‖²: what differs between two solutions for the same targets."""
@@ -94,11 +97,13 @@ class Moments:
 
 @dataclass(frozen=True)
 class Refitted:
-    """A solved linear and the ridge it was solved with."""
+    """A solved linear, the ridge it was solved with, what the solve needed, and why the ridge was not chosen, if so."""
 
     weight: Tensor
     bias: Tensor | None
     ridge: float
+    damping: float
+    fallback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,19 @@ class Folds:
 
     def refit(self, weight: Tensor, bias: Tensor | None, ridge: float | None) -> Refitted:
         """Re-fit near `weight` on all tokens; without a given ridge, with the one that judges best on held-out ones."""
-        chosen = ridge if ridge is not None else self._best_ridge(weight, bias)
-        return Refitted(*self.whole.refit(weight, bias, chosen), chosen)
+        if ridge is None and self.held_out is None:
+            return replace(self.whole.refit(weight, bias, FALLBACK_RIDGE), fallback=TOO_FEW_CHUNKS)
+        return self.whole.refit(weight, bias, self._best_ridge(weight, bias) if ridge is None else ridge)
 
     def _best_ridge(self, weight: Tensor, bias: Tensor | None) -> float:
         judge = self.held_out
-        if judge is None:
-            return FALLBACK_RIDGE
-        return min(RIDGES, key=lambda ridge: judge.misfit(*self.fit.refit(weight, bias, ridge)))
+        assert judge is not None  # noqa: S101 (asked just before)
+
+        def misfit(ridge: float) -> float:
+            candidate = self.fit.refit(weight, bias, ridge)
+            return judge.misfit(candidate.weight, candidate.bias)
+
+        return min(RIDGES, key=misfit)
 
     def _each(self, change: Callable[[Moments], Moments]) -> "Folds":
         held_out = None if self.held_out is None else change(self.held_out)

@@ -71,13 +71,20 @@ class TwoStreams:
         start = self.compressed[next(chunks(self.compressed))].clone()
         influence = RunningInfluence()
         folds = self._pass_original_(dense, index, influence)
+        solves: dict[str, list[Refitted]] = {
+            "query_key": [],
+            "value_output": [],
+            "mlp": [],
+        }  # what each part's report has to answer for
         if self.config.corrects_inputs and index > 0:
-            self._correct_inputs(new, (self._names.query, self._names.key, self._names.value), folds)
-        reports = [self._query_key(index, new), self._attention_(index, new, state)]
+            solves["query_key"] += self._correct_inputs(new, (self._names.query, self._names.key), folds)
+            solves["value_output"] += self._correct_inputs(new, (self._names.value,), folds)
+        reports = [self._query_key(index, new), self._attention_(index, new, state, solves["value_output"])]
         folds = self._pass_attention_(dense, index, new)
         if self.config.corrects_inputs:
-            self._correct_inputs(new, self._mlp.inputs, folds)
-        reports.append(self._mlp_(dense, index, new))
+            solves["mlp"] += self._correct_inputs(new, self._mlp.inputs, folds)
+        reports.append(self._mlp_(dense, index, new, solves["mlp"]))
+        reports = [_answer_for(report, solves[report.module]) for report in reports]
         here = self.model.forward(dense, start, index)
         lost = self.model.forward(self._narrow(index, new), start, index) - here
         apart = (self.compressed - self.original).norm() / self.original.norm()
@@ -101,23 +108,29 @@ class TwoStreams:
                 self.original[part] = output
         return running.folds()
 
-    def _correct_inputs(self, new: dict[str, Tensor], linears: tuple[str, ...], folds: Folds) -> None:
+    def _correct_inputs(self, new: dict[str, Tensor], linears: tuple[str, ...], folds: Folds) -> list[Refitted]:
         """Re-fit linears that read the stream: from n(y), say what the original says of n(x)."""
+        solves = []
         for linear in linears:
-            weight, bias = new[f"{linear}.weight"], new.get(f"{linear}.bias")
-            W, b = weight.double(), _double(bias)
-            self._store(new, linear, folds.towards(W, b).refit(W, b, self.config.input_ridge))
+            W, b = new[f"{linear}.weight"].double(), _double(new.get(f"{linear}.bias"))
+            solves.append(folds.towards(W, b).refit(W, b, self.config.input_ridge))
+            self._store(new, linear, solves[-1])
+        return solves
 
     def _query_key(self, index: int, new: dict[str, Tensor]) -> ModuleReport:
         """Choose rotary pairs by the energies of the corrected query and key on the compressed stream."""
         statistics = BlockStatistics(self.method.family, self.method.size, gram=False)
+        if self.method.shapes[index].query_key_rank == self.method.size.head_dim:  # all pairs stay: nothing to observe
+            return self.method.narrow_query_key(index, new, statistics)
         block = self.model.block(index, new)
         with statistics.watching(block):
             for part in chunks(self.compressed):
                 run_until(self.model, block, self.compressed[part], index, self._names.value)
         return self.method.narrow_query_key(index, new, statistics)
 
-    def _attention_(self, index: int, new: dict[str, Tensor], state: dict[str, Tensor]) -> ModuleReport:
+    def _attention_(
+        self, index: int, new: dict[str, Tensor], state: dict[str, Tensor], solves: list[Refitted]
+    ) -> ModuleReport:
         """Narrow value and output: basis from the corrected output's error in the metric, then one re-fit."""
         size, rank = self.method.size, self.method.shapes[index].value_output_rank
         name = f"{self._names.output}.weight"
@@ -136,10 +149,10 @@ class TwoStreams:
         if rank < size.head_dim:
             start, folds, damping = self._narrow_values(index, new, solved.weight, folds, rank)
             solved = folds.refit(start, solved.bias, self.config.output_ridge)
+        solves.append(solved)
         self._store(new, self._names.output, solved)
         error = folds.whole.relative_error(solved.weight, solved.bias)
-        report = module_report("value_output", size.head_dim, rank, error, damping)
-        return report.model_copy(update={"ridge": solved.ridge})
+        return module_report("value_output", size.head_dim, rank, error, damping)
 
     def _narrow_values(
         self, index: int, new: dict[str, Tensor], W: Tensor, folds: Folds, rank: int
@@ -177,7 +190,7 @@ class TwoStreams:
             running.add(norm(self.compressed[part]), norm(self.middle[part]))
         return running.folds()
 
-    def _mlp_(self, dense: nn.Module, index: int, new: dict[str, Tensor]) -> ModuleReport:
+    def _mlp_(self, dense: nn.Module, index: int, new: dict[str, Tensor], solves: list[Refitted]) -> ModuleReport:
         """Choose units, re-fit down, and advance y to the end of the block."""
         size, width = self.method.size, self.method.shapes[index].mlp_width
         W, bias = new[f"{self._mlp.down}.weight"].double(), _double(new.get(f"{self._mlp.down}.bias"))
@@ -191,13 +204,14 @@ class TwoStreams:
                 for name in (f"{linear}.weight", f"{linear}.bias"):
                     if name in new:
                         new[name] = new[name][kept]
+        solves.append(solved)
         self._store(new, self._mlp.down, solved)
         block, norm = self._narrow(index, new), dense.get_submodule(self._second_norm)
         module = block.get_submodule(self._mlp.down.rpartition(".")[0])
         for part in chunks(self.compressed):
             self.compressed[part] += module(norm(self.compressed[part]))
         error = folds.whole.relative_error(solved.weight, solved.bias)
-        return module_report("mlp", size.mlp_width, width, error, 0.0).model_copy(update={"ridge": solved.ridge})
+        return module_report("mlp", size.mlp_width, width, error, 0.0)
 
     def _mlp_folds(self, dense: nn.Module, index: int, new: dict[str, Tensor], W: Tensor, bias: Tensor | None) -> Folds:
         """Moments of the corrected units against what the stream still lacks."""
@@ -246,6 +260,20 @@ def token_weights(stream: Tensor) -> Tensor:
     activations (the first of a text, mostly) outweigh all others in every sum of squares.
     """
     return stream.square().mean(dim=-1, keepdim=True).clamp_min(1e-12).rsqrt()
+
+
+def _answer_for(report: ModuleReport, solves: list[Refitted]) -> ModuleReport:
+    """Add to a part's report what its re-fits needed: the last one's ridge, the largest damping, any fallback."""
+    if not solves:
+        return report
+    fallbacks = [report.fallback, *(solved.fallback for solved in solves)]
+    return report.model_copy(
+        update={
+            "ridge": solves[-1].ridge,
+            "damping": max(report.damping, *(solved.damping for solved in solves)),
+            "fallback": "; ".join(dict.fromkeys(one for one in fallbacks if one)) or None,
+        }
+    )
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

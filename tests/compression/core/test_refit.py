@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compression.core.refit import FALLBACK_RIDGE, RIDGES, Moments, RunningCross, refit
+from compression.core.refit import FALLBACK_RIDGE, RIDGES, TOO_FEW_CHUNKS, Moments, RunningCross, refit
 from tests.compression.methods.test_modegpt import correlated, randn
 
 
@@ -14,20 +14,20 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_without_ridge_it_is_lstsq() -> None:
     A, T, W = problem()
-    got = refit(A.T @ A / 200, A.T @ T / 200, W, 1e-12)
+    got, _ = refit(A.T @ A / 200, A.T @ T / 200, W, 1e-12)
     torch.testing.assert_close(got, torch.linalg.lstsq(A, T).solution.T, rtol=1e-5, atol=1e-7)
 
 
 def test_with_all_the_ridge_it_is_the_original() -> None:
     A, T, W = problem()
-    torch.testing.assert_close(refit(A.T @ A / 200, A.T @ T / 200, W, 1e12), W, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(refit(A.T @ A / 200, A.T @ T / 200, W, 1e12)[0], W, rtol=1e-6, atol=1e-8)
 
 
 def test_the_gradient_vanishes_at_the_solution() -> None:
     A, T, W = problem()
     ridge = 0.03
     C = A.T @ A / 200
-    got = refit(C, A.T @ T / 200, W, ridge).requires_grad_(True)
+    got = refit(C, A.T @ T / 200, W, ridge)[0].requires_grad_(True)
     loss = (A @ got.T - T).square().sum() / 200 + ridge * C.diagonal().mean() * (got - W).square().sum()
     loss.backward()
     assert float(got.grad.abs().max()) < 1e-9
@@ -35,7 +35,7 @@ def test_the_gradient_vanishes_at_the_solution() -> None:
 
 def test_a_target_that_is_the_original_output_changes_nothing() -> None:
     A, _, W = problem()
-    torch.testing.assert_close(refit(A.T @ A / 200, A.T @ (A @ W.T) / 200, W, 0.1), W)
+    torch.testing.assert_close(refit(A.T @ A / 200, A.T @ (A @ W.T) / 200, W, 0.1)[0], W)
 
 
 def moments(a: torch.Tensor, t: torch.Tensor, *sizes: int) -> Moments:
@@ -60,10 +60,10 @@ def test_moments_are_those_of_all_tokens_however_chunked() -> None:
 def test_affine_refit_is_lstsq_with_a_column_of_ones() -> None:
     _, T, W = problem()
     A = randn(200, 7, seed=12) + 1.0  # means that matter
-    weight, bias = moments(A.float(), T.float()).refit(W, torch.zeros(4, dtype=torch.float64), 1e-12)
+    solved = moments(A.float(), T.float()).refit(W, torch.zeros(4, dtype=torch.float64), 1e-12)
     ones = torch.cat([A, torch.ones(200, 1, dtype=torch.float64)], dim=1)
     reference = torch.linalg.lstsq(ones, T).solution.T
-    torch.testing.assert_close(torch.cat([weight, bias[:, None]], dim=1), reference, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.cat([solved.weight, solved.bias[:, None]], dim=1), reference, rtol=1e-3, atol=1e-4)
 
 
 def test_reported_error_is_the_one_on_the_tokens_with_and_without_bias() -> None:
@@ -128,19 +128,29 @@ def test_held_out_chunks_judge_and_the_final_solve_uses_all() -> None:
     torch.testing.assert_close(folds.held_out.gram, A[judged].T @ A[judged] / 50, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(folds.whole.gram, A.T @ A / 200, rtol=1e-4, atol=1e-5)
     solved = folds.refit(W, None, None)
-    expected, _ = folds.whole.refit(W, None, solved.ridge)
+    expected = folds.whole.refit(W, None, solved.ridge).weight
     torch.testing.assert_close(solved.weight, expected)
     misfits = {
-        ridge: float((A[judged] @ folds.fit.refit(W, None, ridge)[0].T - T[judged]).square().sum()) for ridge in RIDGES
+        ridge: float((A[judged] @ folds.fit.refit(W, None, ridge).weight.T - T[judged]).square().sum())
+        for ridge in RIDGES
     }
     assert solved.ridge == min(misfits, key=misfits.__getitem__)
 
 
-def test_too_few_chunks_to_hold_any_out_use_the_fixed_ridge() -> None:
+def test_too_few_chunks_to_hold_any_out_use_the_fixed_ridge_and_say_so() -> None:
     A, T, W = problem()
     running = RunningCross(7, 4)
     running.add(A.float(), T.float())
-    assert running.folds().refit(W, None, None).ridge == FALLBACK_RIDGE
+    solved = running.folds().refit(W, None, None)
+    assert (solved.ridge, solved.fallback) == (FALLBACK_RIDGE, TOO_FEW_CHUNKS)
+    assert running.folds().refit(W, None, 0.5).fallback is None  # asked for, not fallen back to
+
+
+def test_a_solve_says_what_damping_it_needed() -> None:
+    A, T, W = problem()
+    A[:, 3] = A[:, 2]  # singular, and the ridge too small to help
+    assert moments(A.float(), T.float()).refit(W, None, 1e-14).damping > 0
+    assert moments(A.float(), T.float()).refit(W, None, 1e-2).damping == 0
 
 
 def test_token_weights_multiply_square_errors_by_their_squares() -> None:
@@ -152,6 +162,6 @@ def test_token_weights_multiply_square_errors_by_their_squares() -> None:
     whole, mass = running.folds().whole, float(w.square().sum())
     torch.testing.assert_close(whole.gram, (A * w).T @ (A * w) / mass, rtol=1e-4, atol=1e-5)
     # affine: the intercept's column carries the weights too
-    weight, bias = whole.refit(torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 1e-12)
+    solved = whole.refit(torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, dtype=torch.float64), 1e-12)
     reference = torch.linalg.lstsq(torch.cat([A * w, w], dim=1), T * w).solution.T
-    torch.testing.assert_close(torch.cat([weight, bias[:, None]], dim=1), reference, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(torch.cat([solved.weight, solved.bias[:, None]], dim=1), reference, rtol=1e-2, atol=1e-3)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from api_schemas.errors import InvalidRecipe
 from compression.core.blockwise import compress_blocks
 from compression.core.protocols import BlockResult
+from compression.core.refit import TOO_FEW_CHUNKS
 from compression.core.sensitivity import Metrics, walk_backward
 from compression.core.streamed_model import StreamedModel
 from compression.methods.modegpt import Modegpt
@@ -175,6 +176,21 @@ def test_refined_loses_less_than_reference_on_a_model_that_has_learned(tmp_path:
     for report in reports.values():
         assert report.block_parameters.after / report.block_parameters.before == pytest.approx(0.6, abs=0.015)
     assert reports["refined"].perplexity.after < reports["reference"].perplexity.after
+
+
+def test_reports_answer_for_every_refit(tmp_path: Path) -> None:
+    """The ridge of each part is named; with too little text to hold any out, the fixed one is a named fallback."""
+    folder = make_tiny_model(tmp_path, "llama", layers=3)
+    enough, _ = refined_walk(folder, random_tokens(4 * 32, 64))  # four chunks of 2,048 tokens
+    little, _ = refined_walk(folder, random_tokens(4, 64))
+    for reports, fallback in ((enough.reports, None), (little.reports, TOO_FEW_CHUNKS)):
+        for report in reports:
+            for module in report.modules:
+                if (report.block, module.module) == (0, "query_key"):
+                    assert module.ridge is None  # block 0 reads the same stream in both: nothing was re-fitted
+                else:
+                    assert module.ridge is not None
+                    assert module.fallback == fallback
 
 
 @pytest.mark.parametrize("layout", ["portable", "full"])
