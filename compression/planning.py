@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from api_schemas.errors import InvalidRecipe
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from compression.core.allocation import allocate
@@ -115,15 +114,7 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
             lists.append(PriceList(*(tuple(column) for column in columns)))
     dense = dense_shape(ready.family, ready.checkpoint.config)
     whole = block_costs(ready.family, ready.checkpoint.config).parameters(dense) * ready.model.blocks
-    wanted, most = round(recipe.steps[0].sparsity * whole), sum(one.saved[-1] for one in lists)
-    if wanted > most:
-        raise InvalidRecipe(
-            "sparsity_impossible",
-            f"sparsity {recipe.steps[0].sparsity} removes {wanted} parameters of modules {list(modules)}, which have "
-            f"priced widths down to {most} fewer; lower the sparsity or name more modules",
-            "recipe.steps.0.sparsity",
-        )
-    chosen = iter(spend(lists, wanted))
+    chosen = iter(spend(lists, round(recipe.steps[0].sparsity * whole)))
     fields = {"mlp": "mlp_width", "query_key": "query_key_rank", "value_output": "value_output_rank"}
     return tuple(
         dense.model_copy(update={fields[module]: next(chosen) for module in modules}) for _ in range(ready.model.blocks)

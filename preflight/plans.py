@@ -14,7 +14,7 @@ from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
 from preflight.families import Family, resolve
-from preflight.shapes import block_costs, dense_shape, modules_of, shapes_for
+from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
 
 ASSUMED_FLOPS_PER_CORE = 25e9
 STATIC_ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sequence's length
@@ -49,7 +49,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     try:
         shapes = shapes_for(family, checkpoint.config, step)
     except InvalidRecipe as impossible:
-        blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
+        if impossible.code not in {blocker.code for blocker in blockers}:  # the budget of mode refined says it closer
+            blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
         shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
     counts = _count(checkpoint, family, facts, shapes)
     work = Workload.of(family, checkpoint, recipe, shapes)
@@ -161,6 +162,22 @@ def _expert_blockers(family: Family, step: ModegptConfig) -> list[Blocker]:
     return [Blocker(code="expert_width", message=message, param="recipe.steps.0.round_to")]
 
 
+def _budget_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
+    """Why the widths that may be chosen cannot save as much as is asked."""
+    if step.resolved_allocation != "marginal_error":
+        return []
+    dense, costs = dense_shape(family, config), block_costs(family, config)
+    modules = modules_of(family, config, step)
+    most = most_removable(costs, dense, step, modules) / costs.parameters(dense)
+    if step.sparsity <= most:
+        return []
+    message = (
+        f"sparsity {step.sparsity}: modules {list(modules)} can lose at most {most:.3f} of a block under sparsity_cap "
+        f"{step.sparsity_cap}; lower the sparsity, raise the cap, or name more modules"
+    )
+    return [Blocker(code="sparsity_impossible", message=message, param="recipe.steps.0.sparsity")]
+
+
 def _refined_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
     """Why the two streams could not be walked."""
     found = []
@@ -170,6 +187,7 @@ def _refined_blockers(family: Family, config: Mapping[str, Any], step: ModegptCo
             "these two halves; use mode 'reference'"
         )
         found.append(Blocker(code="refined_needs_two_halves", message=message, param="recipe.steps.0.mode"))
+    found += _budget_blockers(family, config, step)
     if family.dimensions(config).unrotated_channels and "query_key" in modules_of(family, config, step):
         message = (
             f"mode 'refined' chooses rotary pairs, and {family.name} has query-key channels that no position turns; "

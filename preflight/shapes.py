@@ -17,6 +17,8 @@ from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
 from preflight.families import Family
 
+RANK_STEP = 4  # ranks that allocation `marginal_error` chooses from are multiples of this
+
 
 @dataclass(frozen=True)
 class BlockCosts:
@@ -74,6 +76,29 @@ def dense_shape(family: Family, config: Mapping[str, Any]) -> BlockShape:
     """The widths of an uncompressed block."""
     size = family.dimensions(config)
     return BlockShape(mlp_width=size.mlp_width, query_key_rank=size.head_dim, value_output_rank=size.head_dim)
+
+
+def width_choices(dense: BlockShape, step: ModegptConfig, module: str) -> tuple[int, ...]:
+    """The widths that allocation `marginal_error` chooses from, descending from the original's.
+
+    MLP widths are multiples of the recipe's `round_to`, ranks of `RANK_STEP` (of 2 where a head is not); no part loses
+    more than the recipe's `sparsity_cap`, hence no block does.
+    """
+    whole = dense.mlp_width if module == "mlp" else dense.query_key_rank
+    step_size = step.resolved_round_to if module == "mlp" else (RANK_STEP if whole % RANK_STEP == 0 else 2)
+    least = step_size * math.ceil((1 - step.sparsity_cap) * whole / step_size - 1e-9)
+    return (whole, *range((whole - 1) // step_size * step_size, max(least, step_size) - 1, -step_size))
+
+
+def most_removable(costs: BlockCosts, dense: BlockShape, step: ModegptConfig, modules: Sequence[str]) -> int:
+    """Parameters that a block can lose at most under allocation `marginal_error`."""
+    per_unit = {
+        "mlp": costs.per_mlp_unit,
+        "query_key": costs.per_query_key_rank,
+        "value_output": costs.per_value_output_rank,
+    }
+    choices = {module: width_choices(dense, step, module) for module in modules}
+    return sum(per_unit[module] * (widths[0] - widths[-1]) for module, widths in choices.items())
 
 
 def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, parameters: float) -> BlockShape:

@@ -46,7 +46,9 @@ class ModegptConfig(Frozen):
     temperature: Annotated[
         float, Field(gt=0.0, description="of the block-influence softmax, in units of the mean block influence")
     ] = 1.0
-    sparsity_cap: Annotated[float, Field(gt=0.0, lt=1.0, description="no block loses more than this fraction")] = 0.8
+    sparsity_cap: Annotated[
+        float, Field(gt=0.0, lt=1.0, description="allocations per block: no block loses more than this fraction")
+    ] = 0.8
     propagation: Annotated[
         Literal["dense", "sequential"],
         Field(

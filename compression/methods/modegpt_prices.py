@@ -23,9 +23,8 @@ from compression.core.streamed_model import StreamedModel
 from compression.core.taps import run_until
 from compression.methods.modegpt import Modegpt
 from compression.methods.modegpt_decompositions import value_output
-from preflight.shapes import BlockCosts
+from preflight.shapes import BlockCosts, width_choices
 
-RANK_STEP = 4
 MEASURED_SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 0.875)  # of a head's pairs removed
 
 
@@ -68,13 +67,13 @@ def price_block(
 def _mlp(
     method: Modegpt, costs: BlockCosts, state: dict[str, Tensor], statistics: BlockStatistics, metrics: Metrics
 ) -> PriceList:
-    multiple, width = method.config.resolved_round_to, method.size.mlp_width
-    D = state[f"{method.family.mlp.down}.weight"].double()
-    removal = removal_order(statistics.mlp.mean()[0], D, metrics.mlp, multiple)
-    smallest = max(multiple, removal.widths[-1])
-    widths = [width, *range((width - 1) // multiple * multiple, smallest - 1, -multiple)]
+    size = method.size
+    D, C = state[f"{method.family.mlp.down}.weight"].double(), statistics.mlp.mean()[0]
+    removal = removal_order(C, D, metrics.mlp, method.config.resolved_round_to)
     known = dict(zip(removal.widths, (loss / 2 for loss in removal.losses), strict=True))
-    return _list(widths, [_between(known, at) for at in widths], width, costs.per_mlp_unit)
+    known[0] = float((metrics.mlp * (D @ C @ D.T)).sum()) / 2  # without units the output is lost whole
+    widths = width_choices(original_shape(method), method.config, "mlp")
+    return _list(widths, [_between(known, width) for width in widths], size.mlp_width, costs.per_mlp_unit)
 
 
 def _value_output(
@@ -84,7 +83,7 @@ def _value_output(
     root = symmetric_factor(metrics.attention)
     O = state[f"{method.family.attention.output}.weight"].double()  # noqa: E741 (the paper's letter)
     heads = O.reshape(size.hidden, size.kv_heads, size.group, size.head_dim)
-    ranks = _ranks(size.head_dim)
+    ranks = width_choices(original_shape(method), method.config, "value_output")
     prices = [0.0] * len(ranks)
     for head, G in enumerate(statistics.mixed_by_group()):
         seen = root.T @ heads[:, head].transpose(0, 1)
@@ -109,12 +108,11 @@ def _query_key(
     part = next(chunks(inputs))
     whole = output(run_until(model, block, inputs[part], index, method.family.attention.output))
     known = {size.head_dim: 0.0}
-    dense_shape = BlockShape(mlp_width=size.mlp_width, query_key_rank=size.head_dim, value_output_rank=size.head_dim)
-    for share in MEASURED_SHARES:
-        rank = 2 * round((1 - share) * size.head_dim / 2)
-        if not 0 < rank < size.head_dim or rank in known:
+    ranks = width_choices(original_shape(method), method.config, "query_key")
+    for rank in (*(2 * round((1 - share) * size.head_dim / 2) for share in MEASURED_SHARES), ranks[-1]):
+        if not ranks[-1] <= rank < size.head_dim or rank in known:
             continue
-        shape = dense_shape.model_copy(update={"query_key_rank": rank})
+        shape = original_shape(method).model_copy(update={"query_key_rank": rank})
         trial = Modegpt(method.config, method.family, size, [shape] * size.blocks)
         new = dict(state)
         trial.narrow_query_key(index, new, statistics)
@@ -122,13 +120,13 @@ def _query_key(
         mixed = run_until(model, narrow, inputs[part], index, method.family.attention.output)
         error = (output(mixed) - whole).reshape(-1, size.hidden).double()
         known[rank] = float(((error @ metrics.attention) * error).sum()) / len(error) / 2
-    ranks = [rank for rank in _ranks(size.head_dim) if rank >= min(known)]
     return _list(ranks, [_between(known, rank) for rank in ranks], size.head_dim, costs.per_query_key_rank)
 
 
-def _ranks(head_dim: int) -> list[int]:
-    step = RANK_STEP if head_dim % RANK_STEP == 0 else 2
-    return list(range(head_dim, step - 1, -step))
+def original_shape(method: Modegpt) -> BlockShape:
+    """The widths of an uncompressed block."""
+    size = method.size
+    return BlockShape(mlp_width=size.mlp_width, query_key_rank=size.head_dim, value_output_rank=size.head_dim)
 
 
 def _between(known: dict[int, float], width: int) -> float:

@@ -84,3 +84,11 @@ def test_the_hash_notices_every_change() -> None:
     hashes = [recipe_hash(one, "m") for one in (base, *others)] + [recipe_hash(base, "n")]
     assert len(set(hashes)) == len(hashes)
     assert recipe_hash(base, "m") == recipe_hash(recipe(), "m")
+
+
+def test_a_budget_that_no_choice_of_widths_can_save_is_refused_before_compute(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    asked = {"layout": "full", "modules": ["value_output"], "sparsity": 0.1}
+    blockers = make_plan(checkpoint, recipe(asked), model="tiny").blockers
+    assert [blocker.code for blocker in blockers] == ["sparsity_impossible"]
+    assert make_plan(checkpoint, recipe({**asked, "modules": None}), model="tiny").blockers == ()

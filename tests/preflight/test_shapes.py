@@ -1,5 +1,6 @@
 """Widths and counts: parameters counted from shapes are those transformers builds; budgets are met."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from api_schemas.plans import BlockShape
 from compression.runtime.blocks import resize_block_
 from preflight.families import known_families, resolve, table
 from preflight.safetensors_header import read_header
-from preflight.shapes import block_costs, dense_shape, shapes_for
+from preflight.shapes import block_costs, dense_shape, most_removable, shapes_for, width_choices
 from tests.tiny_models import MULTI_HEAD_ONLY, RENAMED, make_tiny_model
 
 SMOLLM2 = {
@@ -256,3 +257,29 @@ def test_a_missing_size_is_named() -> None:
     config = {key: value for key, value in SMOLLM2.items() if key != "vocab_size"}
     with pytest.raises(InvalidCheckpoint, match="vocab_size"):
         resolve(config)
+
+
+def test_width_choices_are_multiples_and_respect_the_cap() -> None:
+    asked = step(layout="full", mode="refined", sparsity_cap=0.8)
+    dense = dense_shape(resolve(SMOLLM2), SMOLLM2)
+    widths = width_choices(dense, asked, "mlp")
+    assert widths[0] == 1536
+    assert widths[-1] == 312  # the least multiple of 8 that keeps a fifth of 1536
+    assert all(a - b == 8 for a, b in itertools.pairwise(widths))
+    assert width_choices(dense, asked, "query_key") == (64, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16)
+    narrow = dense.model_copy(update={"query_key_rank": 10})
+    assert width_choices(narrow, asked, "value_output") == (10, 8, 6, 4, 2)
+
+
+def test_most_removable_is_what_the_narrowest_choices_save() -> None:
+    asked = step(layout="full", mode="refined")
+    family = resolve(SMOLLM2)
+    dense, costs = dense_shape(family, SMOLLM2), block_costs(family, SMOLLM2)
+    names = ("mlp", "query_key", "value_output")
+    least = {name: width_choices(dense, asked, name)[-1] for name in names}
+    narrowest = BlockShape(
+        mlp_width=least["mlp"], query_key_rank=least["query_key"], value_output_rank=least["value_output"]
+    )
+    saved = costs.parameters(dense) - costs.parameters(narrowest)
+    assert most_removable(costs, dense, asked, names) == saved
+    assert saved / costs.parameters(dense) <= asked.sparsity_cap
