@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from api_schemas.base import Frozen
-from api_schemas.plans import Plan
+from api_schemas.plans import BlockShape, Plan
 from api_schemas.recipe import Recipe
 
 
@@ -107,7 +107,8 @@ class CompressionReport(Frozen):
     model: str
     recipe: Recipe
     recipe_hash: str
-    plan: Plan
+    plan: Annotated[Plan, Field(description="as it was drawn before the first block")]
+    shapes: Annotated[tuple[BlockShape, ...], Field(description="the widths that the blocks have now")]
     perplexity: BeforeAfter
     divergence: Divergence
     parameters: CountBeforeAfter

@@ -1,7 +1,7 @@
 """One compression from a model folder to a proven, measured artifact. The reader starts here.
 
 preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
-calibrating  only where the plan needs data: block influence, one rotary subset for all heads
+calibrating  only where the plan needs data: block influence, shared rotary pairs, what the loss minds
 compressing  the blockwise walk; finished blocks are durable and are not solved again
 exporting    write the artifact beside its final place
 verifying    a fresh process loads it and must compute what we computed; then it appears under its name

@@ -20,6 +20,8 @@ from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan
 from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
 
+PARTS = ("mlp", "query_key", "value_output")
+
 
 def recipe(step: dict[str, Any] | None = None, **settings: Any) -> Recipe:
     return Recipe.model_validate(
@@ -76,11 +78,19 @@ def test_report_is_complete_and_matches_plan_and_artifact(tmp_path: Path, layout
     report = run(folder, tmp_path / "out", asked, sink=sink)
     written = open_checkpoint(tmp_path / "out").tensors
     floats = {name: entry for name, entry in written.items() if entry.dtype != "I64"}
-    assert report.parameters.after == sum(entry.parameters for entry in floats.values()) == plan.parameters_after
+    assert report.plan == plan
+    assert report.parameters.after == sum(entry.parameters for entry in floats.values())
     assert report.block_parameters.before == plan.block_parameters_before
-    assert report.block_parameters.after == plan.block_parameters_after
-    assert report.block_parameters.after / report.block_parameters.before == pytest.approx(0.7, abs=0.01)
-    assert abs(report.bytes.after - plan.bytes_after) / plan.bytes_after < 0.05
+    assert report.block_parameters.after / report.block_parameters.before == pytest.approx(0.7, abs=0.005)
+    stored = sum(entry.bytes for entry in floats.values())
+    if plan.shapes_final:  # T20: then the plan is exact
+        assert (report.parameters.after, report.shapes) == (plan.parameters_after, plan.blocks)
+        assert stored == plan.bytes_after
+    assert stored == pytest.approx(plan.bytes_after, rel=0.02)
+    assert [(shape.mlp_width, shape.query_key_rank, shape.value_output_rank) for shape in report.shapes] == [
+        tuple({module.module: module.width_after for module in row.modules}[part] for part in PARTS)
+        for row in report.blocks
+    ]
     assert [row.block for row in report.blocks] == [0, 1, 2]
     assert report.calibration.tokens_used == 12 * 48
     assert report.tokens_per_second.after is not None
@@ -217,7 +227,9 @@ def test_command_line(tmp_path: Path) -> None:
     arguments += ["--report", str(tmp_path / "report.json"), "--threads", "1"]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
-    assert CompressionReport.model_validate_json((tmp_path / "report.json").read_text()).perplexity.after > 1
+    report = CompressionReport.model_validate_json((tmp_path / "report.json").read_text())
+    assert report.perplexity.after > 1
+    assert report.peak_rss_bytes <= report.plan.peak_memory_bytes  # T20: the estimate is a bound
     again = command(*arguments)
     assert again.returncode == 2
     assert json.loads(again.stderr.splitlines()[-1])["error"]["code"] == "target_exists"
