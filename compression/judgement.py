@@ -1,5 +1,6 @@
 """The report of a finished compression, and the gate that judges it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def build_report(
         evaluation=ready.evaluation.use,
         blocks=tuple(outcome.blocks),
         reload=outcome.proof,
-        warnings=ready.warnings,
+        warnings=(*ready.warnings, *_fallbacks(outcome.blocks)),
         files=outcome.files,
         versions=versions(),
         gate_passed=None if recipe.gate is None else _rise(quality) <= recipe.gate.perplexity_increase,
@@ -90,6 +91,12 @@ def judge(recipe: Recipe, report: CompressionReport) -> CompressionReport:
         "or widen the gate",
         report,
     )
+
+
+def _fallbacks(blocks: Sequence[BlockReport]) -> list[str]:
+    """What was done another way than asked, each once, with how often."""
+    said = Counter((part.module, part.fallback) for block in blocks for part in block.modules if part.fallback)
+    return [f"{part} in {count} of {len(blocks)} blocks: {why}" for (part, why), count in said.items()]
 
 
 def _rise(quality: Quality) -> float:

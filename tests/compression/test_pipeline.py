@@ -79,6 +79,8 @@ def test_report_is_complete_and_matches_plan_and_artifact(tmp_path: Path, layout
     written = open_checkpoint(tmp_path / "out").tensors
     floats = {name: entry for name, entry in written.items() if entry.dtype != "I64"}
     assert report.plan == plan
+    # 12 windows of 48 tokens are one chunk: too few to choose ridges, which the report's reader is told
+    assert [warning for warning in report.warnings if "mlp in 3 of 3 blocks: ridge 0.3, not chosen" in warning]
     assert report.parameters.after == sum(entry.parameters for entry in floats.values())
     assert report.block_parameters.before == plan.block_parameters_before
     assert report.block_parameters.after / report.block_parameters.before == pytest.approx(0.7, abs=0.005)
