@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
 
-from api_schemas.errors import Conflict, InsufficientStorage, InvalidRequest, NotFound, TooLarge
+from api_schemas.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from api_schemas.files import CompleteRequest, FileObject, Upload, UploadPart, UploadRequest
 from api_schemas.listing import Page
 from job_store.database import reading, writing
@@ -43,7 +43,7 @@ class UploadStore:
         self._clock = clock
 
     def create(self, request: UploadRequest) -> Upload:
-        """Open an upload. Raises TooLarge beyond the server's limit, InsufficientStorage when it cannot fit."""
+        """Open an upload. Raises TooLarge beyond the server's limit, or beyond the room left (code `disk_full`)."""
         limit = self._settings.max_upload_bytes
         if request.bytes > limit:
             message = f"bytes {request.bytes} exceeds the {limit} bytes this server takes per upload; split the file"
@@ -51,7 +51,7 @@ class UploadStore:
         free = shutil.disk_usage(self._layout.home).free
         if request.bytes > free:
             message = f"bytes {request.bytes} exceeds the {free} bytes free in the data folder; free space there first"
-            raise InsufficientStorage("disk_full", message, "bytes")
+            raise TooLarge("disk_full", message, "bytes")
         self.expire()
         now = self._clock()
         row = UploadRow(

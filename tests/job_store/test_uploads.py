@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api_schemas.errors import Conflict, InsufficientStorage, InvalidRequest, ModepressError, NotFound, TooLarge
+from api_schemas.errors import Conflict, InvalidRequest, ModepressError, NotFound, TooLarge
 from api_schemas.files import CompleteRequest
 from job_store.settings import Settings
 from tests.job_store.api_stores import ApiStores, sha256
@@ -144,9 +144,9 @@ def test_the_total_limit_is_named(stores: ApiStores) -> None:
 
 def test_what_cannot_fit_is_refused_at_once(tmp_path: Path) -> None:
     stores = ApiStores(Settings(home=tmp_path, max_upload_bytes=2**53))
-    with pytest.raises(InsufficientStorage, match="bytes free") as caught:
+    with pytest.raises(TooLarge, match="bytes free") as caught:
         stores.open(b"", bytes=shutil.disk_usage(tmp_path).total + 1)
-    assert caught.value.code == "disk_full"
+    assert (caught.value.code, caught.value.param, caught.value.status) == ("disk_full", "bytes", 413)
 
 
 def test_a_part_that_is_too_large(stores: ApiStores) -> None:
