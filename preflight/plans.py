@@ -120,7 +120,7 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
     if step.layout == "portable":
         blockers += _portable_blockers(family, config, step) + _expert_blockers(family, step)
     if step.mode == "refined":
-        blockers += _refined_blockers(family, config, step)
+        blockers += _budget_blockers(family, config, step)
     return blockers
 
 
@@ -176,25 +176,6 @@ def _budget_blockers(family: Family, config: Mapping[str, Any], step: ModegptCon
         f"{step.sparsity_cap}; lower the sparsity, raise the cap, or name more modules"
     )
     return [Blocker(code="sparsity_impossible", message=message, param="recipe.steps.0.sparsity")]
-
-
-def _refined_blockers(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> list[Blocker]:
-    """Why the two streams could not be walked."""
-    found = []
-    if not family.two_halves:
-        message = (
-            f"mode 'refined' corrects the stream between attention and MLP, and a {family.name} block is not built of "
-            "these two halves; use mode 'reference'"
-        )
-        found.append(Blocker(code="refined_needs_two_halves", message=message, param="recipe.steps.0.mode"))
-    found += _budget_blockers(family, config, step)
-    if family.dimensions(config).unrotated_channels and "query_key" in modules_of(family, config, step):
-        message = (
-            f"mode 'refined' chooses rotary pairs, and {family.name} has query-key channels that no position turns; "
-            "use modules ['mlp', 'value_output'] or mode 'reference', which projects them"
-        )
-        found.append(Blocker(code="refined_needs_rotary", message=message, param="recipe.steps.0.modules"))
-    return found
 
 
 def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:

@@ -170,10 +170,10 @@ class Modegpt:
                         state[name] = state[name][kept]
         error = (sum(one.relative_error**2 for one in solved) / max(1, len(solved))) ** 0.5
         damping = max((one.damping for one in solved), default=0.0)
-        return module_report("mlp", size.mlp_width, width, error, damping, _not_refitted(unseen, width), coverage)
+        return module_report("mlp", size.mlp_width, width, error, damping, not_refitted(unseen, width), coverage)
 
 
-def _not_refitted(experts: Sequence[int], width: int) -> str | None:
+def not_refitted(experts: Sequence[int], width: int) -> str | None:
     if not experts:
         return None
     return (

@@ -28,5 +28,5 @@ FAMILY = Family(
     embedding_scale=("hidden_size", 0.5),
     attention_cap="attn_logit_softcapping",
     logits_cap="final_logit_softcapping",
-    two_halves=False,
+    post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
 )

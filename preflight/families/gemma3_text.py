@@ -15,5 +15,5 @@ FAMILY = Family(
     attention_scale=GEMMA2.attention_scale,
     embedding_scale=GEMMA2.embedding_scale,
     logits_cap=GEMMA2.logits_cap,
-    two_halves=False,
+    post_norms=GEMMA2.post_norms,
 )

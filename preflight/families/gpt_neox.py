@@ -14,7 +14,7 @@ FAMILY = Family(
         "mlp.dense_h_to_4h": True,
         "mlp.dense_4h_to_h": True,
     },
-    defaults={"attention_bias": True},
+    defaults={"attention_bias": True, "use_parallel_residual": True},
     blocks="gpt_neox.layers",
     embeddings="gpt_neox.embed_in",
     final_norm="gpt_neox.final_layer_norm",
@@ -29,5 +29,5 @@ FAMILY = Family(
     rotary_fraction=("rotary_pct", 0.25),
     grouped_query=False,
     head_dim_is_free=False,
-    two_halves=False,
+    parallel="use_parallel_residual",
 )

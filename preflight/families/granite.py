@@ -7,9 +7,14 @@ FAMILY = Family(
     name="granite",
     architecture="GraniteForCausalLM",
     biases=LLAMA.biases,
-    defaults={"attention_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0},
+    defaults={
+        "attention_multiplier": 1.0,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_scaling": 1.0,
+    },
     attention_scale=("attention_multiplier", 1.0),
     embedding_scale=("embedding_multiplier", 1.0),
     logits_scale=("logits_scaling", -1.0),
-    two_halves=False,
+    residual_scale=("residual_multiplier", 1.0),
 )

@@ -15,5 +15,4 @@ FAMILY = Family(
         ".w2.": ".down_proj.",
         ".w3.": ".up_proj.",
     },
-    two_halves=False,
 )

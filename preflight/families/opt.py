@@ -34,5 +34,4 @@ FAMILY = Family(
     position_offset=2,
     grouped_query=False,
     head_dim_is_free=False,
-    two_halves=False,
 )

@@ -22,5 +22,5 @@ FAMILY = Family(
     norm_bias=True,
     qk_norm="qk_layernorm",
     rotary_fraction=("partial_rotary_factor", 0.5),
-    two_halves=False,
+    parallel=True,
 )

@@ -14,5 +14,4 @@ FAMILY = Family(
     mlp=Mlp("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
     experts=Experts(count=("num_experts", "num_local_experts")),
     qk_norm=True,
-    two_halves=False,
 )

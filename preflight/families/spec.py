@@ -40,7 +40,10 @@ class Family:
         attention_cap: configuration key of their cap `c tanh(logits / c)`; `logits_cap` is that of the head's logits.
         embedding_scale: of the embeddings; `logits_scale` is that of the head's logits.
         mlp_width_factor: the MLP's width in hidden sizes where the configuration does not say.
-        two_halves: the block is x + attention(norm(x)), then x + mlp(norm(x)), each a module: what mode refined walks.
+        parallel: both halves read the same stream, x + attention(norm(x)) + mlp(norm'(x)), or the configuration key
+            that decides; else the MLP reads what attention left, h = x + attention(norm(x)), then h + mlp(norm'(h)).
+        residual_scale: of what each half adds to the stream.
+        post_norms: those of `norms` through which attention and MLP go on their way to the stream.
         head_dim_is_free: stock code takes `head_dim` from the configuration for all four linears.
     """
 
@@ -79,7 +82,9 @@ class Family:
     logits_cap: str = ""
     mlp_width_factor: int = 0
     grouped_query: bool = True
-    two_halves: bool = True
+    parallel: bool | str = False
+    residual_scale: Power | None = None
+    post_norms: tuple[str, ...] = ()
     head_dim_is_free: bool = True
 
     @property
@@ -90,6 +95,25 @@ class Family:
     def mlps(self, size: Dimensions) -> tuple[Mlp, ...]:
         """The names of the block's MLP, or of all its experts."""
         return (self.mlp,) if self.experts is None else tuple(map(self.mlp.numbered, range(size.experts)))
+
+    @property
+    def mlp_norm(self) -> str:
+        """The norm that reads the stream for the MLP."""
+        return next(norm for norm in reversed(self.norms) if norm not in self.post_norms)
+
+    @property
+    def mlp_entry(self) -> str:
+        """The first linear to read what the MLP is given: its first input projection, or the router."""
+        return self.mlp.inputs[0] if self.experts is None else self.experts.router
+
+    @property
+    def mlp_output(self) -> str:
+        """The module that says what the MLP adds, before any norm or scale."""
+        return self.mlp.down if self.experts is None else self.experts.module
+
+    def is_parallel(self, config: Mapping[str, Any]) -> bool:
+        """Whether attention and MLP read the same stream under this configuration."""
+        return self._holds(self.parallel, config)
 
     def setting(self, config: Mapping[str, Any], name: str) -> Any:
         """A configuration value under the family's own key, or the stock class's default, or None."""
