@@ -1,6 +1,7 @@
 """Budgets that need data, and the walk that spends them: one stream of hidden states, or two."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save
@@ -84,12 +85,12 @@ def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStor
     size = ready.family.dimensions(ready.checkpoint.config)
     costs = block_costs(ready.family, ready.checkpoint.config)
     method = Modegpt(step, ready.family, size, ready.plan.blocks)
-    identity = Metrics(torch.eye(size.hidden, dtype=torch.float64), torch.eye(size.hidden, dtype=torch.float64))
+    identity = torch.eye(size.hidden, dtype=torch.float64)
 
     def visit(
         index: int, block: torch.nn.Module, inputs: Tensor, statistics: BlockStatistics, metrics: Metrics
     ) -> None:
-        used = metrics if step.minds_the_loss else identity
+        used = metrics if step.minds_the_loss else replace(metrics, attention=identity, mlp=identity)
         tensors = {"attention": metrics.attention.float(), "mlp": metrics.mlp.float()}
         if step.resolved_allocation == "marginal_error":
             lists = price_block(ready.model, method, costs, ready.plan.modules, index, block, inputs, statistics, used)

@@ -31,6 +31,8 @@ class Workload:
     evaluation_tokens: int
     evaluation_length: int
     refined: bool
+    streams: int
+    passes: int
     sample_tokens: int
     embedding_bytes: int
     block_bytes: int
@@ -55,6 +57,8 @@ class Workload:
             evaluation_tokens=evaluation.num_windows * evaluation.sequence_length,
             evaluation_length=evaluation.sequence_length,
             refined=recipe.steps[0].mode == "refined",
+            streams=3 + len(family.post_norms) if recipe.steps[0].mode == "refined" else 1,
+            passes=3 if family.is_parallel(config) else 2,
             sample_tokens=_sample_tokens(recipe),
             embedding_bytes=sum(entry.bytes for entry in outside),
             block_bytes=sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefix)),
@@ -72,8 +76,8 @@ def flops(work: Workload) -> float:
     gram = 2 * size.mlp_width**2 * size.routed
     solve = (size.mlp_width**3 + 2 * size.mlp_width**2 * size.hidden) * size.experts
     head = 2 * size.hidden * size.vocabulary
-    if work.refined:  # both streams, attention three times, the MLP twice on one of them; folds of the moments
-        walk = dense + 2 * compressed + 1.5 * gram
+    if work.refined:  # both streams, the compressed one by halves, which a parallel block cannot part; folds of moments
+        walk = dense + work.passes * compressed + 1.5 * gram
         calibrate = work.calibration_tokens * walk + work.sample_tokens * (4 * dense + gram) + 20 * solve
     else:
         calibrate = work.calibration_tokens * (dense + compressed + gram) + solve
@@ -93,10 +97,14 @@ def peak_memory_bytes(work: Workload) -> int:
     blocks = 2 * work.block_parameters * FLOAT32 + 2 * work.block_bytes
     window = work.calibration_length * (6 * size.mlp_width + 8 * size.heads * size.head_dim + 8 * size.hidden) * FLOAT32
     square = size.mlp_width**2 * FLOAT64
+    cross = size.mlp_width * size.hidden * FLOAT64
     embedding = work.embedding_bytes + work.calibration_tokens * state
-    walk = (3 if work.refined else 1) * work.calibration_tokens * state + blocks + window
-    walk += (10 if work.refined else 4 + size.experts) * square
+    walk = work.streams * work.calibration_tokens * state + blocks + window
+    walk += 10 * square if work.refined else (4 + size.experts) * square
     backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + 8 * square
+    if work.refined and size.experts > 1:  # moments of every expert at once, in two folds; narrow experts, wide streams
+        walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
+        backward += size.experts * square + 6 * size.hidden**2 * FLOAT64
     heads = 2 * (work.embedding_bytes + size.vocabulary * state) + 8 * HEAD_ROWS * size.vocabulary * FLOAT32
     evaluate = 2 * work.evaluation_tokens * state + max(blocks + window, heads)
     return int(INTERPRETER_BYTES + max(embedding, walk, backward if work.sample_tokens else 0, evaluate))

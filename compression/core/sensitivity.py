@@ -3,9 +3,13 @@
 With g the gradient of the summed next-token loss at an output, an error δ there changes the mean loss by about
 ½ E[(gᵀδ)²] = ½ tr(F E[δδᵀ]) with F = E[g gᵀ] (Gauss–Newton with the empirical Fisher; g and δ taken as independent).
 F is the metric in which units are chosen and the price in which budgets are spent. Nothing is trained.
+
+Of several experts F is that of their sum. Expert e's own error δ_e on the tokens it sees counts there as w δ_e, so it
+costs about ½ E[w²] tr(F E_e[δ_e δ_eᵀ]), E[w²] over all tokens: the routing weight w and δ_e are taken as independent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +25,14 @@ HEAD_ROWS = 256
 
 @dataclass(frozen=True)
 class Metrics:
-    """F of a block's attention output and MLP output, `[hidden, hidden]` float64, in squared nats per token."""
+    """F of a block's attention output and MLP output, `[hidden, hidden]` float64, in squared nats per token.
+
+    `routing` is E[w²] of each expert's weight over all tokens; one 1 without a router.
+    """
 
     attention: Tensor
     mlp: Tensor
+    routing: tuple[float, ...] = (1.0,)
 
 
 Visit = Callable[[int, nn.Module, Tensor, BlockStatistics, Metrics], None]
@@ -73,14 +81,15 @@ def _backward_(
     model: StreamedModel, block: nn.Module, index: int, inputs: Tensor, gradient: Tensor, statistics: BlockStatistics
 ) -> Metrics:
     """Pull `gradient` from the block's outputs to its inputs, in place; returns the metrics on the way."""
-    names = {"attention": model.family.attention.output, "mlp": model.family.mlp.down}
-    sums = {name: torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64) for name in names}
+    names = {"attention": model.family.attention.output, "mlp": model.family.mlp_output}
+    square = torch.zeros(inputs.shape[-1], inputs.shape[-1], dtype=torch.float64, device=inputs.device)
+    sums = {name: square.clone() for name in names}
     outputs: dict[str, Tensor] = {}
     handles = []
     for name, linear in names.items():
         module = block.get_submodule(linear)
         handles.append(module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out})))
-    with statistics.watching(block):
+    with statistics.watching(block), _routing(model, block) as routing:
         for part in chunks(inputs):
             start = inputs[part].detach().requires_grad_(True)
             with torch.enable_grad():
@@ -93,4 +102,23 @@ def _backward_(
     for handle in handles:
         handle.remove()
     count = inputs.shape[0] * inputs.shape[1]
-    return Metrics(sums["attention"] / count, sums["mlp"] / count)
+    return Metrics(sums["attention"] / count, sums["mlp"] / count, tuple((routing / count).tolist()))
+
+
+@contextmanager
+def _routing(model: StreamedModel, block: nn.Module) -> Iterator[Tensor]:
+    """Σ w² of each expert's weights `[experts]` over the tokens that pass meanwhile; without a router, their number."""
+    experts, squares = model.family.experts, torch.zeros(model.size.experts, dtype=torch.float64)
+
+    def add(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if experts is None:
+            squares[0] += inputs[0].shape[:-1].numel()
+        else:
+            chosen, weights = inputs[1].flatten().cpu(), inputs[2].detach().flatten().double().cpu()
+            squares.index_add_(0, chosen, weights.square())
+
+    handle = block.get_submodule(model.family.mlp_output).register_forward_pre_hook(add)
+    try:
+        yield squares
+    finally:
+        handle.remove()

@@ -1,8 +1,9 @@
 """What each part of a block costs at each width, in nats of next-token loss: the price lists of `core.budget`.
 
-    mlp           the exact re-fit's error after output-aware removal, at every batch (`core.selection`)
+    mlp           the exact re-fit's error after output-aware removal, at every batch (`core.selection`); of experts,
+                  which share their width, the sum
     value_output  the discarded singular energy in the metric, at every rank
-    query_key     measured: attention is run with fewer rotary pairs and its output's error taken in the metric
+    query_key     measured: attention is run with fewer channels and its output's error taken in the metric
 
 Each is ½ tr(F E[δδᵀ]) with the part's own error δ, as if the rest of the model stayed whole.
 """
@@ -67,11 +68,17 @@ def price_block(
 def _mlp(
     method: Modegpt, costs: BlockCosts, state: dict[str, Tensor], statistics: BlockStatistics, metrics: Metrics
 ) -> PriceList:
+    """Of all experts together, which keep the same width; an expert that the sample never saw has no price."""
     size = method.size
-    D, C = state[f"{method.family.mlp.down}.weight"].double(), statistics.mlp.mean()[0]
-    removal = removal_order(C, D, metrics.mlp, method.config.resolved_round_to)
-    known = dict(zip(removal.widths, (loss / 2 for loss in removal.losses), strict=True))
-    known[0] = float((metrics.mlp * (D @ C @ D.T)).sum()) / 2  # without units the output is lost whole
+    known = {0: 0.0, size.mlp_width: 0.0}
+    for names, gram, weight in zip(method.family.mlps(size), statistics.experts, metrics.routing, strict=True):
+        if not gram.tokens:
+            continue
+        D, C = state[f"{names.down}.weight"].double(), gram.mean()[0]
+        removal = removal_order(C, D, metrics.mlp, method.config.resolved_round_to)
+        for width, loss in zip(removal.widths, removal.losses, strict=True):
+            known[width] = known.get(width, 0.0) + weight * loss / 2
+        known[0] += weight * float((metrics.mlp * (D @ C @ D.T)).sum()) / 2  # without units the output is lost whole
     widths = width_choices(original_shape(method), method.config, "mlp")
     return _list(widths, [_between(known, width) for width in widths], size.mlp_width, costs.per_mlp_unit)
 
