@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from api_schemas.errors import InvalidRecipe
 from compression.core.blockwise import compress_blocks
 from compression.core.protocols import BlockResult
 from compression.core.refit import TOO_FEW_CHUNKS
@@ -205,20 +204,3 @@ def test_a_cut_run_resumes_to_the_same_artifact(tmp_path: Path, layout: str) -> 
         run(folder, tmp_path / "cut" / "out", asked, sink=StopAfter(2))
     run(folder, tmp_path / "cut" / "out", asked)
     assert hashes(tmp_path / "cut" / "out") == hashes(tmp_path / "whole" / "out")
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "code"),
-    [
-        ("phi", {"layout": "portable"}, "refined_needs_two_halves"),
-        ("gpt2", {"layout": "full"}, "refined_needs_rotary"),
-    ],
-)
-def test_families_it_cannot_walk_are_refused_by_name(
-    tmp_path: Path, kind: Any, settings: dict[str, Any], code: str
-) -> None:
-    folder = make_tiny_model(tmp_path / "in", kind, **({} if kind == "phi" else {"kv_heads": 4}))
-    with pytest.raises(InvalidRecipe) as caught:
-        run(folder, tmp_path / "out", recipe({"mode": "refined", **settings}))
-    assert caught.value.code == code
-    assert "mode 'reference'" in caught.value.message

@@ -1,0 +1,332 @@
+"""Mode refined on every family: what the contract of the walk promises, whatever the form of the blocks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from compression.core.halves import Heard
+from compression.core.refit import refit
+from compression.core.sensitivity import Metrics, walk_backward
+from compression.core.statistics import RunningInfluence
+from compression.core.streamed_model import StreamedModel
+from compression.core.taps import run_until
+from compression.methods.modegpt import Modegpt
+from compression.methods.modegpt_decompositions import project_query_key
+from compression.methods.modegpt_prices import price_block
+from compression.methods.modegpt_refined import TwoStreams
+from compression.methods.modegpt_refined_mlp import expert_targets
+from compression.reload import expected_logits
+from preflight.checkpoint import open_checkpoint
+from preflight.families import resolve
+from preflight.shapes import block_costs, dense_shape, modules_of, shapes_for
+from tests.compression.kinds import CASES
+from tests.compression.methods.test_families import starve
+from tests.compression.methods.test_modegpt_refined import refined_walk
+from tests.compression.walks import MemoryBlockStore, random_tokens, step, walk
+from tests.tiny_models import make_tiny_model
+
+# One of each kind of block.
+FAMILIES = [next(case for case in CASES if case[0] == kind) for kind in dict(CASES)]
+FAMILIES.append(("gpt_neox", {"heads": 4, "use_parallel_residual": False}))
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_nothing_removed_is_nothing_changed(tmp_path: Path, kind: Any, settings: dict[str, Any]) -> None:
+    """Invariant 1: with full widths every re-fit's optimum is the original."""
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    checkpoint = open_checkpoint(folder)
+    family = resolve(checkpoint.config)
+    shapes = [dense_shape(family, checkpoint.config)] * family.block_count(checkpoint.config)
+    done, _ = refined_walk(folder, random_tokens(16, 64), shapes=shapes)
+    tokens = random_tokens(1, 24, seed=5)
+    with torch.inference_mode():
+        reference = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits[0]
+    got = expected_logits(done.model, done.method, done.store, tokens)
+    torch.testing.assert_close(got, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_the_compressed_stream_is_what_the_written_blocks_compute(
+    tmp_path: Path, kind: Any, settings: dict[str, Any]
+) -> None:
+    """What calibrated block i+1 is what blocks 0…i of the artifact say; a resumed walk gives the same bits."""
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    tokens = random_tokens(6, 64)
+    done, walker = refined_walk(folder, tokens)
+    count = done.model.blocks
+    with torch.inference_mode():
+        hidden, dense = done.model.embed(tokens), done.model.embed(tokens)
+        for index in range(count):
+            shape = done.method.shapes[index].model_dump()
+            block = done.model.resized_block(index, done.store.results[index].state, shape, done.method.scaling(index))
+            hidden = done.model.forward(block, hidden, index)
+            dense = done.model.forward(done.model.block(index, done.model.block_state(index)), dense, index)
+    torch.testing.assert_close(walker.compressed, hidden, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(walker.original, dense, rtol=1e-4, atol=1e-4)
+    half = MemoryBlockStore()
+    half.results = {index: done.store.results[index] for index in range(count - 1)}
+    resumed, _ = refined_walk(folder, tokens, store=half)
+    for name, tensor in done.store.results[count - 1].state.items():
+        assert torch.equal(tensor, resumed.store.results[count - 1].state[name]), name
+
+
+def at_second_block(folder: Path, tokens: torch.Tensor, **settings: Any) -> tuple[TwoStreams, Any]:
+    """A walk that stands before block 1, with streams that differ, and the original block."""
+    config = step(mode="refined", layout="full", allocation="uniform", metric="plain", sparsity=0.4, **settings)
+    checkpoint = open_checkpoint(folder)
+    family = resolve(checkpoint.config)
+    model = StreamedModel(folder, family, checkpoint.tensors)
+    shapes = shapes_for(family, checkpoint.config, config)
+    method = Modegpt(config, family, family.dimensions(checkpoint.config), shapes)
+    walker = TwoStreams(model, method, model.embed(tokens), lambda _: None)
+    walker.solve_(0, model.block_state(0))
+    return walker, model.block(1, model.block_state(1))
+
+
+def originals(folder: Path, tokens: torch.Tensor, places: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Inputs of the stock model's modules, by our words for them."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    seen: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for word, name in places.items():
+            model.get_submodule(name).register_forward_pre_hook(lambda _m, x, word=word: seen.update({word: x[0]}))
+        model(tokens)
+    return {word: tensor.reshape(*tokens.shape, -1) for word, tensor in seen.items()}
+
+
+@pytest.mark.parametrize("half", ["attention", "mlp"])
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+@torch.inference_mode()
+def test_a_half_that_said_its_aim_would_bring_the_stream_back(
+    tmp_path: Path, kind: Any, settings: dict[str, Any], half: str
+) -> None:
+    """The block runs on the compressed stream with the aims put into the mouths of its output linears.
+
+    It then ends on the original stream of the stock model: whatever the residual's form and scale, and whoever shares
+    the output. Through a post-norm there is no such aim: there it is what the stock linear says of the stock stream.
+    """
+    folder, tokens = make_tiny_model(tmp_path, kind, layers=3, **trimmed(kind, settings)), random_tokens(3, 20)
+    walker, dense = at_second_block(folder, tokens)
+    walker._pass_original_(dense, 1, RunningInfluence())
+    halves, family = walker.halves, walker.family
+    assert float((walker.compressed - walker.original).norm() / walker.original.norm()) > 0.01
+    block, after = f"{family.blocks}.1", f"{family.blocks}.2.{family.norms[0]}"
+    places = {"end": after, "half": f"{block}.{family.mlp_norm}"}
+    if kind.startswith("gemma"):
+        norm = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}[half]
+        seen = originals(folder, tokens, {"said": f"{block}.{norm}"})
+        aim, _ = walker.aim(half, slice(None), walker.compressed)
+        torch.testing.assert_close(aim, seen["said"], rtol=1e-4, atol=1e-4)
+        return
+    seen = originals(folder, tokens, places)
+    if half == "attention":
+        heard = halves.without_attention_output(dense, walker.compressed, 1)
+        aim, _ = walker.aim(half, slice(None), heard.rest)
+        dense.get_submodule(family.attention.output).register_forward_hook(lambda *_: aim)
+        if halves.parallel:
+            got, wanted = walker.model.forward(dense, walker.compressed, 1), seen["end"]
+        else:
+            got, wanted = halves.half_way(dense, walker.compressed, 1), seen["half"]
+    else:
+        middle = halves.half_way(dense, walker.compressed, 1)
+        heard = halves.without_mlp_output(dense, middle, 1)
+        aim, _ = walker.aim(half, slice(None), heard.rest)
+        speak_up(walker, dense, heard, aim)
+        got, wanted = halves.finish(dense, middle, 1), seen["end"]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def trimmed(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A case's settings for three blocks."""
+    more = {"gemma3_text": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}}
+    kept = {name: value for name, value in settings.items() if name != "layers"}
+    if "no_rope_layers" in kept:
+        kept["no_rope_layers"] = [0, 1, 1]
+    return {**kept, **more.get(kind, {})}
+
+
+def speak_up(walker: TwoStreams, block: Any, heard: Heard, aim: torch.Tensor) -> None:
+    """Let the down projections say the aim, or their experts' parts of it."""
+    downs = [mlp.down for mlp in walker.family.mlps(walker.size)]
+    if len(downs) == 1:
+        block.get_submodule(downs[0]).register_forward_hook(lambda _m, _x, out: aim.view_as(out))
+        return
+    said = {e: block.get_submodule(down)(heard.inputs[down]) for e, down in enumerate(downs) if down in heard.inputs}
+    for expert, target in expert_targets(heard, said, aim.flatten(0, 1)).items():
+        block.get_submodule(downs[expert]).register_forward_hook(lambda *_, target=target: target)
+
+
+def correlated_tokens(windows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Tokens of few kinds: hidden states that lie in a small space, where there is something to correct."""
+    return random_tokens(windows, length, vocabulary=24, seed=seed)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+@pytest.mark.parametrize(("kind", "settings"), FAMILIES)
+def test_the_stream_is_nearer_than_in_mode_reference(
+    tmp_path: Path, kind: Any, settings: dict[str, Any], sparsity: float
+) -> None:
+    folder = make_tiny_model(tmp_path, kind, **{"intermediate": 96, **settings})
+    tokens = correlated_tokens(64, 64)
+    reference = walk(folder, step(layout="full", sparsity=sparsity), tokens)
+    refined, walker = refined_walk(folder, tokens, sparsity=sparsity)
+    local, _ = refined_walk(folder, tokens, sparsity=sparsity, refit="local")
+    with torch.inference_mode():
+        hidden = reference.model.embed(tokens)
+        for index, shape in enumerate(reference.method.shapes):
+            state, scaling = reference.store.results[index].state, reference.method.scaling(index)
+            block = reference.model.resized_block(index, state, shape.model_dump(), scaling)
+            hidden = reference.model.forward(block, hidden, index)
+        apart = float((hidden - walker.original).norm() / walker.original.norm())
+    assert refined.reports[-1].stream_error < apart
+    assert refined.reports[-1].stream_error < local.reports[-1].stream_error
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("smollm3", {"no_rope_layers": [1, 0]}), ("phi", {"kv_heads": 2}), ("gpt2", {}), ("opt", {"bias": True})],
+)
+def test_unrotated_query_and_key_are_corrected_then_projected_as_the_compressed_stream_asks(
+    tmp_path: Path, kind: Any, settings: dict[str, Any]
+) -> None:
+    """Against a re-fit and a projection from both streams' normed states, taken from the stock code, in float64."""
+    folder, tokens = make_tiny_model(tmp_path, kind, layers=2, **settings), random_tokens(8, 32)
+    walker, dense = at_second_block(folder, tokens, input_ridge=0.05)
+    size, names, old = walker.size, walker.family.attention, walker.model.block_state(1)
+    normed = []
+    with torch.inference_mode():
+        for stream in (walker.original, walker.compressed):
+            normed.append(run_until(walker.model, dense, stream, 1, names.query).double().reshape(-1, size.hidden))
+        new = walker.solve_(1, old).solution.state
+    x, y = normed
+    corrected = {}
+    for name in (names.query, names.key):
+        W, b = old[f"{name}.weight"].double(), old.get(f"{name}.bias", torch.zeros(len(old[f"{name}.weight"]))).double()
+        affine = f"{name}.bias" in old
+        centre = y.mean(0) if affine else torch.zeros_like(y[0])
+        target = x @ W.T + b
+        middle = target.mean(0) if affine else torch.zeros_like(target[0])
+        fitted, _ = refit((y - centre).T @ (y - centre) / len(y), (y - centre).T @ (target - middle) / len(y), W, 0.05)
+        corrected[name] = torch.cat((fitted, (middle - fitted @ centre)[:, None]), dim=1)
+    rank, width = walker.method.shapes[1].query_key_rank, size.rotary_in(1)
+    rotated = size.rotary_rank(1, rank)
+    assert rank < size.head_dim
+    y1 = torch.cat((y, torch.ones(len(y), 1)), dim=1)
+    heads = {
+        name: corrected[name].reshape(size.kv_heads, -1, size.head_dim, size.hidden + 1)[:, :, width:]
+        for name in corrected
+    }
+    for head in range(size.kv_heads):
+        Q, K = heads[names.query][head], heads[names.key][head, 0]
+        q, k = (y1 @ Q.mT).flatten(0, 1), y1 @ K.T
+        k = k - k.mean(dim=0)
+        solved = project_query_key(q.T @ q, k.T @ k, rank - rotated)
+        got = {
+            name: with_bias_column(new, name).reshape(size.kv_heads, -1, rank, size.hidden + 1)[head, :, rotated:]
+            for name in corrected
+        }
+        for query in range(size.group):
+            expected = Q[query].T @ solved.query @ solved.key.T @ K
+            products = got[names.query][query].T @ got[names.key][0]
+            torch.testing.assert_close(products, expected, rtol=2e-3, atol=2e-3)
+
+
+def with_bias_column(state: dict[str, torch.Tensor], linear: str) -> torch.Tensor:
+    weight = state[f"{linear}.weight"].double()
+    bias = state.get(f"{linear}.bias", torch.zeros(len(weight))).double()
+    return torch.cat((weight, bias[:, None]), dim=1)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_experts_that_saw_too_little_fall_back_by_name(tmp_path: Path, kind: Any) -> None:
+    folder = make_tiny_model(tmp_path, kind, num_experts_per_tok=1, seed=1)
+    starve(folder)
+    done, _ = refined_walk(folder, random_tokens(8, 64), modules=["mlp"])
+    size, family = done.method.size, done.model.family
+    for index, report in enumerate(done.reports):
+        mlp = next(module for module in report.modules if module.module == "mlp")
+        assert mlp.coverage is not None
+        assert (sum(mlp.coverage), mlp.coverage[2:]) == (8 * 64, (0,) * (size.experts - 2))
+        assert mlp.ridge is not None
+        unseen = ", ".join(map(str, range(2, size.experts)))
+        assert mlp.fallback is not None
+        assert mlp.fallback.startswith(
+            f"experts {unseen} saw fewer calibration tokens than the {mlp.width_after} units"
+        )
+        new = done.store.results[index].state
+        for names in family.mlps(size):
+            assert new[f"{names.down}.weight"].shape == (size.hidden, mlp.width_after)
+
+
+@pytest.mark.parametrize(("kind", "settings"), FAMILIES)
+def test_reports_answer_for_every_refit(tmp_path: Path, kind: Any, settings: dict[str, Any]) -> None:
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    done, _ = refined_walk(folder, random_tokens(4 * 32, 64))  # four chunks of 2,048 tokens: one is held out
+    for report in done.reports:
+        for module in report.modules:
+            untouched = module.module == "query_key" and done.method.size.qk_norm
+            assert (module.ridge is None) == ((report.block, module.module) == (0, "query_key"))
+            assert (module.fallback is not None) == untouched
+            assert module.damping >= 0.0
+            assert (module.coverage is not None) == (module.module == "mlp" and done.model.family.experts is not None)
+
+
+@pytest.mark.parametrize(("kind", "settings"), FAMILIES)
+def test_every_family_has_metrics_and_prices(tmp_path: Path, kind: Any, settings: dict[str, Any]) -> None:
+    """The streamed backward pass against autograd through the stock model; prices start at nothing and rise."""
+    folder = make_tiny_model(tmp_path, kind, **{"intermediate": 96, **settings})
+    checkpoint = open_checkpoint(folder)
+    family = resolve(checkpoint.config)
+    size, costs = family.dimensions(checkpoint.config), block_costs(family, checkpoint.config)
+    streamed, tokens = StreamedModel(folder, family), random_tokens(2, 40)
+    config = step(mode="refined", layout="full", round_to=8, sparsity=0.3)
+    method = Modegpt(config, family, size, shapes_for(family, checkpoint.config, config))
+    names = modules_of(family, checkpoint.config, config)
+    found, lists = {}, {}
+
+    def visit(index: int, block: Any, inputs: Any, statistics: Any, metrics: Metrics) -> None:
+        found[index] = metrics
+        lists[index] = price_block(streamed, method, costs, names, index, block, inputs, statistics, metrics)
+
+    walk_backward(streamed, size, tokens, visit)
+    for (index, name), gradient in stock_gradients(folder, family, tokens).items():
+        expected = gradient.T @ gradient / tokens.numel()
+        scale = float(expected.diagonal().mean())
+        torch.testing.assert_close(getattr(found[index], name), expected, rtol=1e-3, atol=1e-3 * scale)
+    for of_block in lists.values():
+        assert set(of_block) == set(names)
+        for one in of_block.values():
+            assert one.prices[0] == one.saved[0] == 0
+            assert list(one.prices) == sorted(one.prices)
+            assert one.prices[-1] > 0
+
+
+def stock_gradients(folder: Path, family: Any, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
+    """Of the summed loss, at the outputs of both halves' last modules of each block, `[tokens, hidden]` in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    outputs: dict[tuple[int, str], torch.Tensor] = {}
+    for index, block in enumerate(model.get_submodule(family.blocks)):
+        for name, module in (("attention", family.attention.output), ("mlp", family.mlp_output)):
+            key = (index, name)
+            block.get_submodule(module).register_forward_hook(lambda _m, _i, out, key=key: outputs.update({key: out}))
+    logits = model(tokens).logits[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
+    gradients = torch.autograd.grad(loss, list(outputs.values()))
+    return {key: one.double().flatten(0, -2) for key, one in zip(outputs, gradients, strict=True)}
+
+
+def test_routing_is_the_mean_square_of_the_routers_weights(tmp_path: Path) -> None:
+    folder, tokens = make_tiny_model(tmp_path, "mixtral"), random_tokens(3, 20)
+    family = resolve(open_checkpoint(folder).config)
+    streamed, found = StreamedModel(folder, family), {}
+    walk_backward(streamed, streamed.size, tokens, lambda index, _b, _i, _s, metrics: found.update({index: metrics}))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    told: list[torch.Tensor] = []
+    model.model.layers[1].mlp.experts.register_forward_pre_hook(lambda _m, inputs: told.extend(inputs[1:]))
+    with torch.inference_mode():
+        model(tokens)
+    by_expert = torch.zeros(60, 3).scatter(1, told[0], told[1])
+    torch.testing.assert_close(torch.tensor(found[1].routing), by_expert.square().mean(0), rtol=1e-4, atol=1e-5)
