@@ -25,11 +25,17 @@ class Blocker(Frozen):
 
 
 class RuntimeSupport(Frozen):
-    """Whether a runtime loads the result: `verified` by a test of ours, `believed` from its sources, or `refused`."""
+    """Whether a runtime loads the result, how, and how that is known.
+
+    `verified` by a test or benchmark of ours that ran it on such a model; `believed` from its sources; `refused`: it
+    stops with an error; `silently_wrong`: it loads without a word and computes another model.
+    """
 
     runtime: str
-    status: Literal["verified", "believed", "refused"]
+    status: Literal["verified", "believed", "refused", "silently_wrong"]
     reason: str
+    command: Annotated[str | None, Field(description="how to load it; FOLDER is the artifact's")] = None
+    evidence: Annotated[str | None, Field(description="the test or benchmark behind a status, or what was read")] = None
 
 
 class Plan(Frozen):

@@ -101,6 +101,20 @@ class ReloadProof(Frozen):
     greedy_text: Annotated[str, Field(description="a smoke generation of the reloaded artifact")]
 
 
+class ExportReport(Frozen):
+    """A foreign format that was written beside the weights, and read back."""
+
+    format: str
+    target: Annotated[str, Field(description="file or folder inside the artifact")]
+    bytes: int
+    architecture: Annotated[str, Field(description="the name under which the foreign runtime knows the model")]
+    tensors: Annotated[dict[str, int], Field(description="how many tensors have which number format")]
+    relative_error: Annotated[
+        float, Field(description="largest ‖W−Ŵ‖/‖W‖ of a tensor, Ŵ read back from the file; 0 without weights")
+    ]
+    notes: tuple[str, ...] = ()
+
+
 class CompressionReport(Frozen):
     """The whole before/after table of a job."""
 
@@ -123,6 +137,7 @@ class CompressionReport(Frozen):
     evaluation: TextUse
     blocks: tuple[BlockReport, ...]
     reload: ReloadProof
+    exports: tuple[ExportReport, ...] = ()
     warnings: tuple[str, ...]
     files: dict[str, str]
     versions: dict[str, str]

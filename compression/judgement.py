@@ -8,7 +8,14 @@ from pathlib import Path
 from api_schemas.errors import JobFailed
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
-from api_schemas.reports import BlockReport, CompressionReport, CountBeforeAfter, MeasuredPair, ReloadProof
+from api_schemas.reports import (
+    BlockReport,
+    CompressionReport,
+    CountBeforeAfter,
+    ExportReport,
+    MeasuredPair,
+    ReloadProof,
+)
 from compression.core.memory import peak_rss_bytes
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality
@@ -35,6 +42,7 @@ class Outcome:
     shapes: Sequence[BlockShape]
     blocks: Sequence[BlockReport]
     files: dict[str, str]
+    exports: Sequence[ExportReport]
     proof: ReloadProof
     speed: MeasuredPair
     memory: MeasuredPair
@@ -69,6 +77,7 @@ def build_report(
         evaluation=ready.evaluation.use,
         blocks=tuple(outcome.blocks),
         reload=outcome.proof,
+        exports=tuple(outcome.exports),
         warnings=(*ready.warnings, *_fallbacks(outcome.blocks)),
         files=outcome.files,
         versions=versions(),

@@ -3,7 +3,7 @@
 preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
 calibrating  only where the plan needs data: block influence, shared rotary pairs, what the loss minds
 compressing  the blockwise walk; finished blocks are durable and are not solved again
-exporting    write the artifact beside its final place
+exporting    write the artifact beside its final place, and the foreign formats that were asked for into it
 verifying    a fresh process loads it and must compute what we computed; then it appears under its name
 evaluating   before and after on text that calibration did not see; then the gate
 """
@@ -14,19 +14,18 @@ from pathlib import Path
 
 from api_schemas.recipe import Recipe
 from api_schemas.reports import BlockReport, CompressionReport, MeasuredPair, ReloadProof
-from compression.core.artifact import Result, write_artifact
 from compression.core.block_store import FolderBlockStore, sync_folder
 from compression.core.blockwise import compress_blocks
 from compression.core.protocols import ProgressSink
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality, compare
+from compression.exporting import write_result
 from compression.judgement import Outcome, build_report, judge
 from compression.methods.modegpt import Modegpt
 from compression.planning import choose_method, choose_walker
-from compression.prepare import Prepared, fingerprint, prepare, versions
+from compression.prepare import Prepared, fingerprint, prepare
 from compression.reload import Probed, expected_logits, prove, run_probe
 from compression.stages import Stages
-from preflight.plans import recipe_hash
 
 PROOF_TOKENS = 64
 
@@ -71,7 +70,7 @@ def compress(
         reports = _walk(recipe, ready, method, store, stages)
     partial = target.with_name(f".{target.name}.partial")
     with stages.stage("exporting", "writing the artifact"):
-        hashes = _write(recipe, ready, method, store, partial, model)
+        hashes, exports = write_result(recipe, ready, method, store, partial, model)
     with stages.stage("verifying", "reloading the artifact in a fresh process"):
         proof, speed, memory = _verify(recipe, ready, method, store, partial)
         partial.rename(target)
@@ -79,7 +78,7 @@ def compress(
     with stages.stage("evaluating", "measuring before and after"):
         compressed = StreamedModel(target, ready.family)
         quality = _evaluate(ready, compressed, stages)
-    outcome = Outcome(target, compressed, method.shapes, reports, hashes, proof, speed, memory, quality)
+    outcome = Outcome(target, compressed, method.shapes, reports, hashes, exports, proof, speed, memory, quality)
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 
 
@@ -102,36 +101,12 @@ def _walk(
     return reports
 
 
-def _write(
-    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, partial: Path, model: str
-) -> dict[str, str]:
-    result = Result(
-        source=ready.model,
-        raw_config=ready.checkpoint.config,
-        side_files=ready.checkpoint.side_files,
-        blocks=store,
-        shapes=method.shapes,
-        layout=recipe.steps[0].layout,
-    )
-    manifest = {
-        "format": 1,
-        "parent": model,
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_hash": recipe_hash(recipe, model),
-        "blocks": [shape.model_dump() for shape in method.shapes],
-        "runtimes": [runtime.model_dump() for runtime in ready.plan.runtimes],
-        "calibration": ready.calibration.use.model_dump(),
-        "versions": versions(),
-    }
-    return write_artifact(result, partial, manifest)
-
-
 def _verify(
     recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, partial: Path
 ) -> tuple[ReloadProof, MeasuredPair, MeasuredPair]:
     """Reload proof, then speed and memory of both models, each in a fresh process of its own."""
     tokens = ready.evaluation.tokens[:1, :PROOF_TOKENS]
-    project_code = recipe.steps[0].layout == "full"
+    project_code = recipe.steps[0].layout != "portable"
     wanted = recipe.evaluation.generation_tokens
     after = run_probe(partial, tokens, generate=wanted, logits=True, project_code=project_code)
     proof = prove(after, expected_logits(ready.model, method, store, tokens), project_code=project_code)

@@ -28,6 +28,7 @@ def report_table(report: CompressionReport) -> RenderableType:
         f"judged on {report.evaluation.tokens_used} others ({report.evaluation.source})",
         f"reloaded in a fresh process by {report.reload.loader}: logits differ by at most "
         f"{report.reload.max_logit_difference:.2g} (tolerance {report.reload.tolerance:.2g})",
+        *(f"exported {one.target}: {output.size(one.bytes)}, {one.architecture}" for one in report.exports),
         f"took {output.seconds(report.seconds)}, {output.size(report.peak_rss_bytes)} of memory at most",
         *(f"warning: {warning}" for warning in report.warnings),
     ]

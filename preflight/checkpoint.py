@@ -25,6 +25,7 @@ CONFIG = "config.json"
 MODEL_SETTINGS = (SETTINGS, "generation_config.json", "processor_config.json", "preprocessor_config.json")
 SIDE_SUFFIXES = (".json", ".jinja", ".model", ".txt", ".md", ".tiktoken")
 SIDE_WORDS = ("license", "notice", "copying")
+MANIFEST, EXPORTS = "modepress.json", "exports/"
 MORE_TEMPLATES = "additional_chat_templates/"
 
 
@@ -92,6 +93,8 @@ def _side_files(contents: FolderContents) -> tuple[tuple[str, ...], list[str]]:
     for name in contents.files + contents.nested:
         if name == CONFIG or ("/" not in name and name.endswith((SUFFIX, SUFFIX + ".index.json"))):
             continue
+        if name.startswith(EXPORTS) and MANIFEST in contents.files:
+            continue  # foreign formats of an artifact of ours: made again for each artifact
         top_level = "/" not in name and not name.startswith(".") and not name.endswith(".index.json")
         wanted = name.lower().endswith(SIDE_SUFFIXES) or name.lower().startswith(SIDE_WORDS)
         is_template = name.startswith(MORE_TEMPLATES) and name.endswith(".jinja") and name.count("/") == 1

@@ -9,15 +9,18 @@ from typing import Any
 from api_schemas.errors import InvalidRecipe
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.models import CheckpointFacts
-from api_schemas.plans import Blocker, BlockShape, Plan, RuntimeSupport
+from api_schemas.plans import Blocker, BlockShape, Plan
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
+from preflight.exports import export_blockers, export_bytes, row_warnings
 from preflight.families import Family, resolve
+from preflight.gguf_rules import PER_BLOCK_FAMILIES
+from preflight.rotary import STATIC_ROTARY, rope_type, window_of
+from preflight.runtimes import runtime_support
 from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
 
 ASSUMED_FLOPS_PER_CORE = 25e9
-STATIC_ROTARY = ("default", "linear", "llama3")  # frequencies that do not depend on the sequence's length
 EXPERT_WIDTHS = 8  # rows of 16 bytes in 16-bit weights
 LAYOUT_VERSION = 1  # part of every recipe hash: raise it when the mathematics of a method changes
 
@@ -54,6 +57,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
     counts = _count(checkpoint, family, facts, shapes)
     work = Workload.of(family, checkpoint, recipe, shapes)
+    size = family.dimensions(checkpoint.config)
+    blockers += export_blockers(checkpoint, family, recipe, shapes)
+    exported = export_bytes(recipe, size, int(counts["parameters_after"]), shapes)
     return Plan(
         model=model,
         family=family.name,
@@ -64,12 +70,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         blocks=shapes,
         shapes_final=step.resolved_allocation == "uniform",
         peak_memory_bytes=peak_memory_bytes(work),
-        disk_bytes=disk_bytes(work, int(counts["bytes_after"])),
+        disk_bytes=disk_bytes(work, int(counts["bytes_after"]) + exported),
         flops=flops(work),
         **_time(flops(work), flops_per_second),
-        runtimes=runtime_support(family, step, shapes[0], dense_shape(family, checkpoint.config)),
+        runtimes=runtime_support(family, checkpoint.config, step.layout, shapes, recipe.exports),
         notes=_notes(family, checkpoint.config, step),
-        warnings=facts.warnings,
+        warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=step.resolved_allocation == "uniform")),
         blockers=tuple(blockers),
     )
 
@@ -119,6 +125,8 @@ def recipe_blockers(family: Family, config: Mapping[str, Any], step: ModegptConf
         )
     if step.layout == "portable":
         blockers += _portable_blockers(family, config, step) + _expert_blockers(family, step)
+    if step.layout == "nemotron":
+        blockers += _nemotron_blockers(family, config)
     if step.mode == "refined":
         blockers += _budget_blockers(family, config, step)
     return blockers
@@ -149,6 +157,19 @@ def _portable_blockers(family: Family, config: Mapping[str, Any], step: ModegptC
         )
         found.append(Blocker(code="rotary_not_static", message=message, param="recipe.steps.0.layout"))
     return found
+
+
+def _nemotron_blockers(family: Family, config: Mapping[str, Any]) -> list[Blocker]:
+    """Why NVIDIA's class for MLP widths per block could not compute the model."""
+    window = window_of(config)
+    if family.name in PER_BLOCK_FAMILIES and not window:
+        return []
+    what = f"a {family.name} with a window of {window} tokens" if window else family.name
+    message = (
+        f"layout 'nemotron' has widths per block for {', '.join(PER_BLOCK_FAMILIES)} alone, not for {what}; use layout "
+        "'portable' or 'full'"
+    )
+    return [Blocker(code="nemotron_family", message=message, param="recipe.steps.0.layout")]
 
 
 def _expert_blockers(family: Family, step: ModegptConfig) -> list[Blocker]:
@@ -182,45 +203,6 @@ def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:
     """Whether stock code loads heads of another size: not where norms or partial rotation are bound to the old one."""
     size = family.dimensions(config)
     return family.head_dim_is_free and not size.qk_norm and size.rotary_width == size.head_dim
-
-
-def rope_type(config: Mapping[str, Any]) -> str:
-    """The rotary scaling type, under transformers' old and new configuration keys."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return str(parameters.get("rope_type") or parameters.get("type") or "default")
-
-
-def runtime_support(
-    family: Family, step: ModegptConfig, shape: BlockShape, dense: BlockShape
-) -> tuple[RuntimeSupport, ...]:
-    """Which runtimes load the result; 'verified' only where a test of this repository loads one."""
-    stock = f"{family.architecture}, no remote code"
-    if step.layout == "full":
-        return (
-            RuntimeSupport(runtime="modepress", status="verified", reason="compression.runtime registers its class"),
-            RuntimeSupport(runtime="transformers", status="refused", reason="no stock class has widths per block"),
-            RuntimeSupport(runtime="vllm", status="refused", reason="no stock class has ranks per block"),
-        )
-    runtimes = [
-        RuntimeSupport(runtime="modepress", status="verified", reason=stock),
-        RuntimeSupport(runtime="transformers", status="verified", reason=stock),
-    ]
-    if shape.query_key_rank == dense.query_key_rank:
-        reason = "uniform widths are ordinary configuration values"
-        return (
-            *runtimes,
-            RuntimeSupport(runtime="vllm", status="believed", reason=reason),
-            RuntimeSupport(runtime="llama.cpp", status="believed", reason=reason),
-        )
-    return (
-        *runtimes,
-        RuntimeSupport(runtime="vllm", status="believed", reason="head_dim and longrope factors are read; unquantised"),
-        RuntimeSupport(
-            runtime="llama.cpp",
-            status="refused",
-            reason="its stock converter drops the longrope factors without a word and writes another model",
-        ),
-    )
 
 
 def _block_bytes(checkpoint: Checkpoint, family: Family, blocks: int) -> int:

@@ -29,10 +29,11 @@ class ModegptConfig(Frozen):
         float, Field(gt=0.0, lt=0.95, description="fraction of the decoder blocks' parameters to remove")
     ]
     layout: Annotated[
-        Literal["portable", "full"],
+        Literal["portable", "nemotron", "full"],
         Field(
-            description="portable: one width for all blocks, loads in unmodified transformers; "
-            "full: widths per block, rotary pairs per head, loads through compression.runtime"
+            description="portable: one width for all blocks, loads in unmodified transformers; nemotron: MLP widths "
+            "per block, attention whole, which vLLM and llama.cpp have native classes for; full: widths per block, "
+            "rotary pairs per head, loads through compression.runtime"
         ),
     ] = "portable"
     allocation: Annotated[
@@ -40,7 +41,7 @@ class ModegptConfig(Frozen):
         Field(
             description="uniform: the same sparsity in every block; block_influence: softmax of block influence; "
             "marginal_error: where a parameter costs least, over blocks and parts (mode refined); null takes "
-            "marginal_error in mode refined with layout full, else uniform"
+            "marginal_error in mode refined with layouts full and nemotron, else uniform"
         ),
     ] = None
     temperature: Annotated[
@@ -87,8 +88,8 @@ class ModegptConfig(Frozen):
         tuple[ModuleType, ...] | None,
         Field(
             min_length=1,
-            description="which parts carry the sparsity; null takes all three in layout full and the MLP alone in "
-            "layout portable, where one rotary subset for all heads costs far more than narrower MLPs",
+            description="which parts carry the sparsity; null takes all three in layout full and the MLP alone in the "
+            "others: one rotary subset for all heads, as portable needs, costs far more than narrower MLPs",
         ),
     ] = None
     ridge: Annotated[
@@ -96,7 +97,7 @@ class ModegptConfig(Frozen):
     ] = 1e-2
     round_to: Annotated[
         int | None,
-        Field(ge=1, le=1024, description="MLP widths are multiples of this; null takes 32 (portable) or 8 (full)"),
+        Field(ge=1, le=1024, description="MLP widths are multiples of this; null takes 8 in layout full, else 32"),
     ] = None
 
     @model_validator(mode="after")
@@ -105,6 +106,11 @@ class ModegptConfig(Frozen):
             raise ValueError(
                 f"layout 'portable' needs one width for all blocks, so allocation must be 'uniform', "
                 f"not {self.allocation!r}; use layout 'full' for per-block widths"
+            )
+        if self.layout == "nemotron" and self.modules not in (None, ("mlp",)):
+            raise ValueError(
+                f"layout 'nemotron' has widths per block for the MLP alone, so modules must be ['mlp'], not "
+                f"{list(self.modules or ())}; use layout 'full' to reduce attention"
             )
         if self.mode == "reference":
             given = [name for name in REFINED_ONLY if getattr(self, name) is not None]
@@ -126,7 +132,7 @@ class ModegptConfig(Frozen):
         """How the budget is split over blocks."""
         if self.allocation is not None:
             return self.allocation
-        return "marginal_error" if self.mode == "refined" and self.layout == "full" else "uniform"
+        return "marginal_error" if self.mode == "refined" and self.layout != "portable" else "uniform"
 
     @property
     def minds_the_loss(self) -> bool:
@@ -157,4 +163,4 @@ class ModegptConfig(Frozen):
     @property
     def resolved_round_to(self) -> int:
         """The multiple to which MLP widths are rounded."""
-        return self.round_to or (32 if self.layout == "portable" else 8)
+        return self.round_to or (8 if self.layout == "full" else 32)

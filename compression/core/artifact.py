@@ -2,7 +2,8 @@
 
 Layout `portable` is a stock model folder. Where ranks shrank, one set F of rotary pairs serves all heads and blocks:
 `head_dim` becomes the rank, `longrope` factors turn the stock frequencies θ^(−2j/r) into the kept ones, and the query
-weights already carry √(r/d_h) (folded by the method). Layout `full` lists `block_shapes` for `compression.runtime`.
+weights already carry √(r/d_h) (folded by the method). Layout `nemotron` has the original's attention and the MLP widths
+of NVIDIA's `block_configs`. Layout `full` lists `block_shapes` for `compression.runtime`.
 The folder appears by rename and holds nothing that depends on when or where it was made.
 """
 
@@ -27,10 +28,12 @@ from compression.core.protocols import BlockStore
 from compression.core.streamed_model import StreamedModel
 from compression.runtime.blocks import reduced_model_type
 from compression.runtime.models import REDUCED
+from compression.runtime.nemotron import ARCHITECTURE, MODEL_TYPE, block_configs
 
 SHARD_BYTES = 4 * 1024**3
 MANIFEST = "modepress.json"
-NEVER_COPIED = {"config.json", "model.safetensors.index.json", "generation_config.json", MANIFEST}
+SERVE = "serve.json"
+NEVER_COPIED = {"config.json", "model.safetensors.index.json", "generation_config.json", MANIFEST, SERVE}
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,17 @@ class Result:
 
 
 def write_artifact(result: Result, folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Write the artifact into an absent or half-written `folder`, then sync it; the caller renames it into place.
+    """Write the artifact into an absent or half-written `folder`, then seal it; the caller renames it into place.
 
     Returns:
         SHA-256 of every file but the manifest, which lists them.
     """
+    write_model(result, folder)
+    return seal(folder, manifest)
+
+
+def write_model(result: Result, folder: Path) -> None:
+    """Write weights, configuration and side files into an absent or half-written `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config, drop_head = _config(result)
@@ -62,6 +71,10 @@ def write_artifact(result: Result, folder: Path, manifest: Mapping[str, Any]) ->
     if generation.exists():
         write_durably(folder / generation.name, _json(sane_generation(json.loads(generation.read_text()))))
     write_durably(folder / "config.json", _json(config))
+
+
+def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Write the manifest with the SHA-256 of every other file, sync the folder, and return the digests."""
     hashes = {
         path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -117,6 +130,11 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
         config.update(model_type=reduced_model_type(family.name), architectures=[model.__name__])
         config["block_shapes"] = [shape.model_dump() for shape in result.shapes]
         return config, drop_head
+    if result.layout == "nemotron":
+        widths = [shape.mlp_width for shape in result.shapes]
+        config.update(model_type=MODEL_TYPE, architectures=[ARCHITECTURE], head_dim=size.head_dim)
+        config["block_configs"] = block_configs(widths, size.group)
+        return config, drop_head
     config[family.keys.get("intermediate_size", "intermediate_size")] = shape.mlp_width
     if shape.query_key_rank != size.head_dim:
         rotated = next((index for index in range(size.blocks) if size.rotary_in(index)), None)
@@ -137,10 +155,10 @@ def _tensors(result: Result, drop_head: bool) -> Iterator[tuple[str, Tensor]]:
     source, family = result.source, result.source.family
     for name in sorted(source.tensors):
         if not name.startswith(f"{family.blocks}.") and not (drop_head and name == f"{family.head}.weight"):
-            yield family.stored_name(name) if result.layout == "portable" else name, source.read(name)
+            yield name if result.layout == "full" else family.stored_name(name), source.read(name)
     for index in range(len(result.shapes)):
         state = _block_state(result, index)
-        if result.layout == "portable":
+        if result.layout != "full":
             state.pop(_rotary_pairs(result), None)
             state = to_stored(family, source.size, state)
         for name, tensor in sorted(state.items()):

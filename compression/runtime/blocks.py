@@ -71,10 +71,18 @@ def resize_block_(block: Any, shape: Mapping[str, int], scaling: float | None = 
     attention = ReducedAttention(stock, family, shape["query_key_rank"], shape["value_output_rank"])
     attention.scaling = stock.scaling if scaling is None else scaling
     block.set_submodule(family.attention.module, attention)
-    _resize_mlp_(block, family, config.to_dict(), shape["mlp_width"])
+    resize_mlp_(block, family, config.to_dict(), shape["mlp_width"])
 
 
-def _resize_mlp_(block: Any, family: Family, settings: Mapping[str, Any], width: int) -> None:
+def resize_mlp_(block: Any, family: Family, settings: Mapping[str, Any], width: int) -> None:
+    """Give a block an MLP (or experts) of another width, uninitialised, in place.
+
+    Args:
+        block: a stock decoder layer.
+        family: its table.
+        settings: the model's configuration.
+        width: of the MLP, in units.
+    """
     size = family.dimensions(settings)
     if family.experts is not None:
         stock = block.get_submodule(family.experts.module)

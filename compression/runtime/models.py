@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from compression.runtime.attention import ReducedAttention
 from compression.runtime.blocks import family_of, reduced_model_type, resize_block_
+from compression.runtime.nemotron import ModepressDeciLMConfig, ModepressDeciLMForCausalLM
 from preflight.families import known_families, table
 
 
@@ -59,5 +60,10 @@ REDUCED = {family: _make(family) for family in known_families()}
 def register() -> None:
     """Make the Auto classes know the reduced families; safe to call twice."""
     for config, model in REDUCED.values():
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+        _register(config, model)
+    _register(ModepressDeciLMConfig, ModepressDeciLMForCausalLM)
+
+
+def _register(config: type[PreTrainedConfig], model: type[PreTrainedModel]) -> None:
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)

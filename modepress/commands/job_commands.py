@@ -26,6 +26,7 @@ def plan(
     sparsity: given.Sparsity = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
+    export: given.Exports = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
@@ -33,7 +34,9 @@ def plan(
     """Say what a recipe would do (shapes, bytes, memory, time, what stands in the way), without doing it."""
     step = {"sparsity": sparsity, "layout": layout, "allocation": allocation}
     with connect(url, api_key) as client:
-        built = given.build_recipe(client, file=recipe, step=step, calibration={}, evaluation={}, top={})
+        built = given.build_recipe(
+            client, file=recipe, step=step, calibration={}, evaluation={}, top={"exports": given.exports_of(export)}
+        )
         found = client.plan(model_id, built)
     output.show(found, as_json=as_json, human=lambda: plan_table(found))
     if found.blockers:
@@ -46,6 +49,7 @@ def compress(
     sparsity: given.Sparsity = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
+    export: given.Exports = None,
     calibration: given.CalibrationText = None,
     evaluation: given.EvaluationText = None,
     num_samples: given.Samples = None,
@@ -70,7 +74,11 @@ def compress(
             step={"sparsity": sparsity, "layout": layout, "allocation": allocation},
             calibration={"text": calibration, "num_samples": num_samples, **length},
             evaluation={"text": evaluation, "num_windows": num_windows, **length},
-            top={"seed": seed, "gate": None if gate is None else {"perplexity_increase": gate}},
+            top={
+                "seed": seed,
+                "gate": None if gate is None else {"perplexity_increase": gate},
+                "exports": given.exports_of(export),
+            },
         )
         job = client.compress(
             model_id, built, suffix=suffix, metadata=_pairs(metadata), idempotency_key=idempotency_key

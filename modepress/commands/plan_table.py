@@ -23,7 +23,7 @@ def plan_table(plan: Plan) -> RenderableType:
         f"in {', '.join(plan.modules)}",
         f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
         f"time: {time_needed}",
-        *(f"loads in {runtime.runtime}: {runtime.status} ({runtime.reason})" for runtime in plan.runtimes),
+        *(f"in {one.runtime}: {one.status.replace('_', ' ')} ({one.reason})" for one in plan.runtimes),
         *(f"note: {note}" for note in plan.notes),
         *(f"warning: {warning}" for warning in plan.warnings),
         *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),

@@ -12,7 +12,13 @@ from modepress.client import Client
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe as JSON; the options below change it.")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the blocks' parameters to remove, e.g. 0.2.")]
-Layout = Annotated[str | None, typer.Option(help="portable (loads in plain transformers) or full.")]
+Layout = Annotated[
+    str | None, typer.Option(help="portable (loads in plain transformers), nemotron (vLLM, llama.cpp) or full.")
+]
+Exports = Annotated[
+    list[str] | None,
+    typer.Option("--export", help="gguf:TYPE with TYPE f32, bf16 or q8_0, or vllm (layout nemotron); repeatable."),
+]
 Allocation = Annotated[str | None, typer.Option(help="uniform or block_influence.")]
 TEXT = "builtin, self, hub:NAME, file:SERVER_PATH, upload:FILE_ID, or a local .txt/.jsonl, which is uploaded."
 CalibrationText = Annotated[str | None, typer.Option("--calibration", help=f"Text for statistics: {TEXT}")]
@@ -55,6 +61,14 @@ def build_recipe(
         return Recipe.model_validate(draft)
     except ValidationError as error:
         raise typer.BadParameter(in_words(error)) from error
+
+
+def exports_of(said: list[str] | None) -> list[dict[str, str]] | None:
+    """The recipe's exports from words like `gguf:q8_0`; None when none was given."""
+    if not said:
+        return None
+    parts = (word.partition(":") for word in said)
+    return [{"format": name, **({"dtype": dtype} if dtype else {})} for name, _, dtype in parts]
 
 
 def in_words(error: ValidationError) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from modepress import Client
+from modepress.exit_codes import ExitCode
 from tests.modepress.recipes import small_recipe
 from tests.modepress.running_stack import RunningStack, environment
 from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
@@ -66,6 +67,12 @@ def test_plan(shell: Shell, tiny: str, recipe_file: str) -> None:
     told = shell.run("plan", tiny, "--sparsity", "0.3", "--layout", "full")
     assert told.returncode == 0
     assert "bytes of weights" in told.stdout
+    exported = ("plan", tiny, "--recipe", recipe_file, "--export", "gguf:f32", "--export", "gguf")
+    assert "llama-server" in str(shell.json(*exported)["runtimes"])
+    refused = shell.run("plan", tiny, "--recipe", recipe_file, "--export", "vllm")
+    assert refused.returncode == ExitCode.REFUSED
+    assert "vllm_layout" in refused.stdout
+    assert "exports.0" in shell.run("plan", tiny, "--recipe", recipe_file, "--export", "gguf:q3").stderr
 
 
 def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: str) -> None:

@@ -33,7 +33,7 @@ def test_reduced_attention_is_refused_to_runtimes_that_load_it_wrong(folder: Pat
     modules = ["mlp", "query_key", "value_output"]
     plan = make_plan(open_checkpoint(folder), recipe({"modules": modules}), model="tiny")
     status = {runtime.runtime: runtime.status for runtime in plan.runtimes}
-    assert status["llama.cpp"] == "refused"
+    assert status["llama.cpp (convert_hf_to_gguf.py)"] == "silently_wrong"
     assert status["transformers"] == "verified"
 
 

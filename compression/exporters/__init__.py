@@ -1,0 +1,1 @@
+"""Foreign formats: one file per format; `write` is where the pipeline enters."""

@@ -1,0 +1,124 @@
+"""Whether an artifact can be written in a foreign format: asked before the job runs, and when a file is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from api_schemas.exports.gguf import GgufExport, GgufType
+from api_schemas.exports.vllm import VllmExport
+from api_schemas.plans import Blocker, BlockShape
+from api_schemas.recipe import Recipe
+from preflight.checkpoint import Checkpoint
+from preflight.families import Dimensions, Family
+from preflight.gguf_rules import BLOCK_ROW, architecture_for, gguf_tokenizer
+from preflight.rotary import STATIC_ROTARY, is_portable_longrope, rope_type, window_of
+
+BITS = {"f32": 32.0, "bf16": 16.0, "q8_0": 8 + 16 / BLOCK_ROW}
+
+
+def export_blockers(
+    checkpoint: Checkpoint, family: Family, recipe: Recipe, shapes: Sequence[BlockShape]
+) -> list[Blocker]:
+    """Why one of the recipe's exports cannot be written, by name."""
+    layout, found = recipe.steps[0].layout, []
+    for index, export in enumerate(recipe.exports):
+        where = f"recipe.exports.{index}"
+        if isinstance(export, GgufExport):
+            reduced = shapes[0].query_key_rank != family.dimensions(checkpoint.config).head_dim
+            refusals = gguf_refusals(checkpoint.folder, checkpoint.config, family, layout, reduced_attention=reduced)
+            found += [Blocker(code=code, message=f"export gguf: {why}", param=where) for code, why in refusals]
+        elif layout != "nemotron":
+            found.append(Blocker(code="vllm_layout", message=_no_vllm_export(layout), param=where))
+    return found
+
+
+def _no_vllm_export(layout: str) -> str:
+    if layout == "portable":
+        return "export vllm: vLLM loads layout 'portable' as it is; leave the export out"
+    return f"export vllm: vLLM has no class for layout {layout!r}; use layout 'portable' or 'nemotron'"
+
+
+def gguf_refusals(
+    folder: Path, config: Mapping[str, Any], family: Family, layout: str, *, reduced_attention: bool
+) -> Iterator[tuple[str, str]]:
+    """Codes and reasons why a GGUF file would be impossible or wrong.
+
+    Args:
+        folder: holds the tokenizer.
+        config: of the model whose rotary settings and window the file would have.
+        family: its table.
+        layout: of the artifact.
+        reduced_attention: whether heads have lost rotary pairs.
+    """
+    architecture = architecture_for(family.name, layout)
+    if architecture is None:
+        yield "gguf_family", f"llama.cpp has no architecture for {family.name} in layout {layout!r}; leave it out"
+        return
+    kind = rope_type(config)
+    if kind not in STATIC_ROTARY and not is_portable_longrope(config):
+        yield "gguf_rotary", f"rotary type {kind!r} cannot be written as fixed factors; leave it out"
+    elif not architecture.rope_freqs and (reduced_attention or kind != "default"):
+        yield (
+            "gguf_rotary",
+            f"llama.cpp's {architecture.name!r} turns by the stock frequencies only; use modules ['mlp'] and a model "
+            "without rotary scaling, or leave it out",
+        )
+    window = window_of(config)
+    if window is not None:
+        yield "gguf_window", f"llama.cpp ignores the window of {window} tokens for this architecture; leave it out"
+    activation = config.get("hidden_act") or "silu"
+    if activation != "silu":
+        yield "gguf_activation", f"llama.cpp computes silu, not hidden_act {activation!r}; leave it out"
+    if family.has_qk_norm(config) and config.get("attention_bias"):
+        yield "gguf_bias", f"llama.cpp's {architecture.name!r} has no bias on the output projection; leave it out"
+    tokenizer = gguf_tokenizer(folder)
+    if isinstance(tokenizer, str):
+        yield "gguf_tokenizer", f"{tokenizer}; leave it out, or push the model with such a tokenizer"
+
+
+def row_lengths(size: Dimensions, shapes: Sequence[BlockShape]) -> dict[str, set[int]]:
+    """Lengths of the rows that quantisation scales by blocks, by what they depend on."""
+    return {
+        "hidden_size": {size.hidden},
+        "heads × rank": {size.heads * shape.value_output_rank for shape in shapes},
+        "mlp_width": {shape.mlp_width for shape in shapes},
+    }
+
+
+def gguf_bytes(size: Dimensions, parameters: int, shapes: Sequence[BlockShape], dtype: GgufType) -> int:
+    """About how large a GGUF file will be: rows that cannot be quantised count 16 bits, all else the type's."""
+    bits = BITS[dtype]
+    if dtype == "q8_0" and any(length % BLOCK_ROW for rows in row_lengths(size, shapes).values() for length in rows):
+        bits = 16.0
+    return int(parameters * bits / 8)
+
+
+def export_bytes(recipe: Recipe, size: Dimensions, parameters: int, shapes: Sequence[BlockShape]) -> int:
+    """Bytes that the recipe's exports add to the artifact."""
+    files = (export for export in recipe.exports if not isinstance(export, VllmExport))
+    return sum(gguf_bytes(size, parameters, shapes, export.dtype) for export in files)
+
+
+def row_warnings(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape], *, final: bool) -> list[str]:
+    """What widths cost in the formats that were asked for.
+
+    Args:
+        recipe: what to do.
+        size: of the original.
+        shapes: of the blocks.
+        final: whether they are known; else MLP widths are only known to be multiples of the recipe's `round_to`.
+    """
+    if not any(isinstance(export, GgufExport) and export.dtype == "q8_0" for export in recipe.exports):
+        return []
+    rows = row_lengths(size, shapes) if final else {**row_lengths(size, shapes), **_possible_widths(recipe)}
+    odd = {name: sorted(n for n in lengths if n % BLOCK_ROW) for name, lengths in rows.items()}
+    return [
+        f"gguf_rows: {name} {', '.join(map(str, lengths))} is no multiple of {BLOCK_ROW}, so these matrices stay in 16 "
+        "bits in a q8_0 file"
+        for name, lengths in odd.items()
+        if lengths
+    ]
+
+
+def _possible_widths(recipe: Recipe) -> dict[str, set[int]]:
+    return {"mlp_width": {recipe.steps[0].resolved_round_to}}
