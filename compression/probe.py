@@ -1,7 +1,7 @@
 """Loads a model folder in a process of its own and reports what it computes, how fast, and in how much memory.
 
 Run as a script, isolated (`python -I probe.py …`): a portable artifact must load where this project cannot be
-imported. Only layout `full` gets `--project`, the folder that holds `compression.runtime`.
+imported, which the process makes sure of. The other layouts get `--project`, the folder of `compression.runtime`.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PROMPT_TOKENS = 32
+OURS = ("api_schemas", "compression", "job_store", "modepress", "preflight", "service", "workers")
 
 
 def main() -> None:
@@ -37,9 +38,10 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     torch.set_num_threads(arguments.threads)
-    if arguments.project is not None:
-        sys.path.insert(0, str(arguments.project))
-        import compression.runtime  # noqa: F401 (registers the reduced families)
+    if arguments.project is None:
+        hide_project()
+    else:
+        use_project(arguments.project)
     model, loading = AutoModelForCausalLM.from_pretrained(
         arguments.folder,
         dtype="auto",
@@ -71,6 +73,18 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             logits = model.float()(tokens).logits[0]
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
     return facts
+
+
+def use_project(folder: Path) -> None:
+    """Register the classes of layouts that stock transformers does not load."""
+    sys.path.insert(0, str(folder))
+    import compression.runtime  # noqa: F401 (registers the reduced families)
+
+
+def hide_project() -> None:
+    """Make importing this project fail in this process, also where it is installed beside torch."""
+    for name in OURS:
+        sys.modules[name] = None  # type: ignore[assignment]  # the import system raises ModuleNotFoundError
 
 
 def _peak_rss_bytes() -> int:

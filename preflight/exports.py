@@ -12,6 +12,7 @@ from preflight.checkpoint import Checkpoint
 from preflight.families import Dimensions, Family
 from preflight.gguf_rules import BLOCK_ROW, architecture_for, gguf_tokenizer
 from preflight.rotary import STATIC_ROTARY, is_portable_longrope, rope_type, window_of
+from preflight.rows import row_lengths
 
 BITS = {"f32": 32.0, "bf16": 16.0, "q8_0": 8 + 16 / BLOCK_ROW}
 
@@ -76,15 +77,6 @@ def gguf_refusals(
         yield "gguf_tokenizer", f"{tokenizer}; leave it out, or push the model with such a tokenizer"
 
 
-def row_lengths(size: Dimensions, shapes: Sequence[BlockShape]) -> dict[str, set[int]]:
-    """Lengths of the rows that quantisation scales by blocks, by what they depend on."""
-    return {
-        "hidden_size": {size.hidden},
-        "heads × rank": {size.heads * shape.value_output_rank for shape in shapes},
-        "mlp_width": {shape.mlp_width for shape in shapes},
-    }
-
-
 def gguf_bytes(size: Dimensions, parameters: int, shapes: Sequence[BlockShape], dtype: GgufType) -> int:
     """About how large a GGUF file will be: rows that cannot be quantised count 16 bits, all else the type's."""
     bits = BITS[dtype]
@@ -97,28 +89,3 @@ def export_bytes(recipe: Recipe, size: Dimensions, parameters: int, shapes: Sequ
     """Bytes that the recipe's exports add to the artifact."""
     files = (export for export in recipe.exports if not isinstance(export, VllmExport))
     return sum(gguf_bytes(size, parameters, shapes, export.dtype) for export in files)
-
-
-def row_warnings(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape], *, final: bool) -> list[str]:
-    """What widths cost in the formats that were asked for.
-
-    Args:
-        recipe: what to do.
-        size: of the original.
-        shapes: of the blocks.
-        final: whether they are known; else MLP widths are only known to be multiples of the recipe's `round_to`.
-    """
-    if not any(isinstance(export, GgufExport) and export.dtype == "q8_0" for export in recipe.exports):
-        return []
-    rows = row_lengths(size, shapes) if final else {**row_lengths(size, shapes), **_possible_widths(recipe)}
-    odd = {name: sorted(n for n in lengths if n % BLOCK_ROW) for name, lengths in rows.items()}
-    return [
-        f"gguf_rows: {name} {', '.join(map(str, lengths))} is no multiple of {BLOCK_ROW}, so these matrices stay in 16 "
-        "bits in a q8_0 file"
-        for name, lengths in odd.items()
-        if lengths
-    ]
-
-
-def _possible_widths(recipe: Recipe) -> dict[str, set[int]]:
-    return {"mlp_width": {recipe.steps[0].resolved_round_to}}

@@ -13,10 +13,11 @@ from api_schemas.plans import Blocker, BlockShape, Plan
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
-from preflight.exports import export_blockers, export_bytes, row_warnings
+from preflight.exports import export_blockers, export_bytes
 from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
+from preflight.rows import row_notes, row_warnings
 from preflight.runtimes import runtime_support
 from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
 
@@ -74,7 +75,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         flops=flops(work),
         **_time(flops(work), flops_per_second),
         runtimes=runtime_support(family, checkpoint.config, step.layout, shapes, recipe.exports),
-        notes=_notes(family, checkpoint.config, step),
+        notes=(*_notes(family, checkpoint.config, step), *row_notes(recipe, size, shapes)),
         warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=step.resolved_allocation == "uniform")),
         blockers=tuple(blockers),
     )

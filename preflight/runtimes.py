@@ -14,6 +14,7 @@ from api_schemas.plans import BlockShape, RuntimeSupport
 from preflight.families import Dimensions, Family
 from preflight.gguf_rules import ARCHITECTURES
 from preflight.rotary import rope_type
+from preflight.rows import nf4_misfits
 
 BENCHMARK = "benchmarks/runtimes.py on SmolLM2-135M-Instruct; table in benchmarks/README.md"
 RELOAD = "this job's reload proof (report.reload), in a process that cannot import this project"
@@ -21,8 +22,6 @@ OURS = "this job's reload proof (report.reload); tests/workers/inference"
 SOURCES = "read in its sources, not run here"
 TRIED = "run once by hand with 0.18.0, no test"
 PROBED_FAMILIES = ("llama",)  # families that the benchmark ran
-HEAD_SIZES_VLLM_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-NF4_ROW, NF4_COLUMN = 64, 32  # bitsandbytes packs blocks of 64 inputs for kernels of 32 outputs
 
 
 def runtime_support(
@@ -91,18 +90,12 @@ def _onnx(reduced: bool) -> RuntimeSupport:
 
 
 def _nf4(size: Dimensions, shapes: Sequence[BlockShape]) -> RuntimeSupport:
-    """Whether bitsandbytes can pack the widths on a CPU: the rule its `_convert_weight_packed_for_cpu` has."""
-    evidence = "run once by hand with 0.50.2, no test"
-    ranks = {rank for shape in shapes for rank in (shape.query_key_rank, shape.value_output_rank)}
-    rows = {size.hidden, *(size.heads * rank for rank in ranks), *(shape.mlp_width for shape in shapes)}
-    columns = {size.hidden, *(size.kv_heads * rank for rank in ranks)}
-    odd = sorted({n for n in rows if n % NF4_ROW} | {n for n in columns if n % NF4_COLUMN})
+    name, evidence = "bitsandbytes nf4 on CPU", "run once by hand with 0.50.2, no test"
+    odd = nf4_misfits(size, shapes)
     if odd:
-        why = f"widths {', '.join(map(str, odd))}: inputs must be multiples of {NF4_ROW}, outputs of {NF4_COLUMN}"
-        return _row(
-            "bitsandbytes nf4 on CPU", "refused", f"{why}; it saves, then fails at the first forward", None, evidence
-        )
-    return _row("bitsandbytes nf4 on CPU", "believed", "all widths fit its packing", None, evidence)
+        why = f"its packing does not fit {', '.join(odd)}; it saves, then fails at the first forward"
+        return _row(name, "refused", why, None, evidence)
+    return _row(name, "believed", "all widths fit its packing", None, evidence)
 
 
 def _nemotron(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) -> Iterator[RuntimeSupport]:
