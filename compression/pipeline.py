@@ -26,6 +26,7 @@ from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared, fingerprint, prepare
 from compression.reload import Probed, expected_logits, prove, run_probe
 from compression.stages import Stages
+from preflight.targets import require_met, settled
 
 PROOF_TOKENS = 64
 
@@ -65,9 +66,11 @@ def compress(
         ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
     stages.announce(ready.plan.notes, ready.warnings)
     store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
-    method = choose_method(recipe, ready, store, stages)
+    exact = settled(recipe, ready.plan.sparsity_requested)
+    method = choose_method(exact, ready, store, stages)
+    require_met(ready.checkpoint, ready.family, recipe.steps[0], tuple(method.shapes))
     with stages.stage("compressing", f"compressing {ready.model.blocks} blocks"):
-        reports = _walk(recipe, ready, method, store, stages)
+        reports = _walk(exact, ready, method, store, stages)
     partial = target.with_name(f".{target.name}.partial")
     with stages.stage("exporting", "writing the artifact"):
         hashes, exports = write_result(recipe, ready, method, store, partial, model)

@@ -35,7 +35,7 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
         with stages.stage("calibrating", "profiling the original model"):
             influence, scores = _profile(ready, store, stages)
         if step.resolved_allocation == "block_influence":
-            sparsities = allocate(influence.tolist(), step.sparsity, step.temperature, step.sparsity_cap)
+            sparsities = allocate(influence.tolist(), step.known_sparsity, step.temperature, step.sparsity_cap)
             shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
         if shares_pairs:
             # every head of every block that rotates votes with the same weight
@@ -115,7 +115,7 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
             lists.append(PriceList(*(tuple(column) for column in columns)))
     dense = dense_shape(ready.family, ready.checkpoint.config)
     whole = block_costs(ready.family, ready.checkpoint.config).parameters(dense) * ready.model.blocks
-    chosen = iter(spend(lists, round(recipe.steps[0].sparsity * whole)))
+    chosen = iter(spend(lists, round(recipe.steps[0].known_sparsity * whole)))
     fields = {"mlp": "mlp_width", "query_key": "query_key_rank", "value_output": "value_output_rank"}
     return tuple(
         dense.model_copy(update={fields[module]: next(chosen) for module in modules}) for _ in range(ready.model.blocks)

@@ -20,6 +20,8 @@ from preflight.rotary import STATIC_ROTARY, rope_type, window_of
 from preflight.rows import row_notes, row_warnings
 from preflight.runtimes import runtime_support
 from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
+from preflight.targets import settle, settled_by
+from preflight.written import Written, written
 
 ASSUMED_FLOPS_PER_CORE = 25e9
 EXPERT_WIDTHS = 8  # rows of 16 bytes in 16-bit weights
@@ -47,16 +49,17 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         InvalidCheckpoint: `unsupported_architecture` or `invalid_config`; everything else is a blocker in the plan.
     """
     family = resolve(checkpoint.config)
-    step = recipe.steps[0]
     facts = describe(checkpoint)
-    blockers = list(facts.blockers) + recipe_blockers(family, checkpoint.config, step)
+    whole = written(checkpoint, family, recipe.steps[0].layout)
+    step, unmet = settle(checkpoint, family, recipe.steps[0], whole)
+    blockers = [*facts.blockers, *unmet, *recipe_blockers(family, checkpoint.config, step)]
     try:
         shapes = shapes_for(family, checkpoint.config, step)
     except InvalidRecipe as impossible:
         if impossible.code not in {blocker.code for blocker in blockers}:  # the budget of mode refined says it closer
             blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
         shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
-    counts = _count(checkpoint, family, facts, shapes)
+    counts = _count(checkpoint, family, facts, shapes, whole)
     work = Workload.of(family, checkpoint, recipe, shapes)
     size = family.dimensions(checkpoint.config)
     blockers += export_blockers(checkpoint, family, recipe, shapes)
@@ -66,7 +69,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         family=family.name,
         layout=step.layout,
         modules=modules_of(family, checkpoint.config, step),
-        sparsity_requested=step.sparsity,
+        sparsity_requested=step.known_sparsity,
         **counts,
         blocks=shapes,
         shapes_final=step.resolved_allocation == "uniform",
@@ -75,28 +78,31 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         flops=flops(work),
         **_time(flops(work), flops_per_second),
         runtimes=runtime_support(family, checkpoint.config, step.layout, shapes, recipe.exports),
-        notes=(*_notes(family, checkpoint.config, step), *row_notes(recipe, size, shapes)),
+        notes=(
+            *_notes(family, checkpoint.config, step),
+            *settled_by(recipe.steps[0], step),
+            *row_notes(recipe, size, shapes),
+        ),
         warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=step.resolved_allocation == "uniform")),
         blockers=tuple(blockers),
     )
 
 
 def _count(
-    checkpoint: Checkpoint, family: Family, facts: CheckpointFacts, shapes: Sequence[BlockShape]
+    checkpoint: Checkpoint, family: Family, facts: CheckpointFacts, shapes: Sequence[BlockShape], whole: Written
 ) -> dict[str, Any]:
     """Parameters and bytes before and after; blocks keep their dtype, everything else is untouched."""
     costs = block_costs(family, checkpoint.config)
     before = costs.parameters(dense_shape(family, checkpoint.config)) * len(shapes)
     after = sum(costs.parameters(shape) for shape in shapes)
-    saved = _block_bytes(checkpoint, family, len(shapes)) * (before - after) // max(1, before)
     return {
         "sparsity_planned": 1 - after / before,
         "parameters_before": facts.parameters,
-        "parameters_after": facts.parameters - before + after,
+        "parameters_after": whole.parameters - before + after,
         "block_parameters_before": before,
         "block_parameters_after": after,
         "bytes_before": facts.bytes,
-        "bytes_after": facts.bytes - saved,
+        "bytes_after": whole.bytes - whole.bytes_per_parameter * (before - after),
     }
 
 
@@ -191,11 +197,11 @@ def _budget_blockers(family: Family, config: Mapping[str, Any], step: ModegptCon
     dense, costs = dense_shape(family, config), block_costs(family, config)
     modules = modules_of(family, config, step)
     most = most_removable(costs, dense, step, modules) / costs.parameters(dense)
-    if step.sparsity <= most:
+    if step.known_sparsity <= most:
         return []
     message = (
-        f"sparsity {step.sparsity}: modules {list(modules)} can lose at most {most:.3f} of a block under sparsity_cap "
-        f"{step.sparsity_cap}; lower the sparsity, raise the cap, or name more modules"
+        f"sparsity {step.known_sparsity}: modules {list(modules)} can lose at most {most:.3f} of a block under "
+        f"sparsity_cap {step.sparsity_cap}; lower the sparsity, raise the cap, or name more modules"
     )
     return [Blocker(code="sparsity_impossible", message=message, param="recipe.steps.0.sparsity")]
 
@@ -204,11 +210,6 @@ def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:
     """Whether stock code loads heads of another size: not where norms or partial rotation are bound to the old one."""
     size = family.dimensions(config)
     return family.head_dim_is_free and not size.qk_norm and size.rotary_width == size.head_dim
-
-
-def _block_bytes(checkpoint: Checkpoint, family: Family, blocks: int) -> int:
-    prefixes = tuple(family.block_prefix(index) for index in range(blocks))
-    return sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefixes))
 
 
 def _notes(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:

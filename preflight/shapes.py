@@ -101,6 +101,26 @@ def most_removable(costs: BlockCosts, dense: BlockShape, step: ModegptConfig, mo
     return sum(per_unit[module] * (widths[0] - widths[-1]) for module, widths in choices.items())
 
 
+def held_by(dense: BlockShape, costs: BlockCosts, module: str) -> int:
+    """Parameters of one part of a block."""
+    per_unit, whole = {
+        "mlp": (costs.per_mlp_unit, dense.mlp_width),
+        "query_key": (costs.per_query_key_rank, dense.query_key_rank),
+        "value_output": (costs.per_value_output_rank, dense.value_output_rank),
+    }[module]
+    return per_unit * whole
+
+
+def rounding_step(costs: BlockCosts, step: ModegptConfig, modules: Sequence[str]) -> int:
+    """Parameters between two neighbouring shapes of a block: what a uniform sparsity is rounded to the half of."""
+    if "mlp" in modules:
+        return step.resolved_round_to * costs.per_mlp_unit
+    query_key, value_output = 2 * costs.per_query_key_rank, costs.per_value_output_rank
+    if step.layout == "portable":
+        return query_key + 2 * value_output
+    return query_key * ("query_key" in modules) + value_output * ("value_output" in modules)
+
+
 def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, parameters: float) -> BlockShape:
     """Find the widths whose block has about `parameters` parameters.
 
@@ -111,16 +131,12 @@ def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, paramet
         InvalidRecipe: `sparsity_impossible` when the chosen parts do not hold that many parameters.
     """
     modules = [module for module in step.resolved_modules if module not in costs.untouched]
-    held = {
-        "mlp": costs.per_mlp_unit * dense.mlp_width,
-        "query_key": costs.per_query_key_rank * dense.query_key_rank,
-        "value_output": costs.per_value_output_rank * dense.value_output_rank,
-    }
-    fraction = (costs.parameters(dense) - parameters) / max(1, sum(held[module] for module in modules))
+    held = sum(held_by(dense, costs, module) for module in modules)
+    fraction = (costs.parameters(dense) - parameters) / max(1, held)
     if fraction >= 1.0:
         raise InvalidRecipe(
             "sparsity_impossible",
-            f"sparsity {step.sparsity} asks for more than modules {list(modules)} hold in one block; "
+            f"sparsity {step.known_sparsity:.4g} asks for more than modules {list(modules)} hold in one block; "
             f"lower the sparsity or name more modules",
             "recipe.steps.0.sparsity",
         )
@@ -151,7 +167,7 @@ def shapes_for(
     dense, costs = dense_shape(family, config), block_costs(family, config)
     whole = costs.parameters(dense)
     if sparsities is None:
-        return (shape_for(dense, costs, step, (1 - step.sparsity) * whole),) * family.block_count(config)
+        return (shape_for(dense, costs, step, (1 - step.known_sparsity) * whole),) * family.block_count(config)
     shapes: list[BlockShape] = []
     owed = 0.0
     for sparsity in sparsities:

@@ -20,7 +20,7 @@ def compressed_name(
         job_id: its last 24 characters are random hex digits.
         taken: whether a name belongs to another model; then more digits are used.
     """
-    label = suffix or f"{step.method}-{100 * step.sparsity:g}pct-{step.layout}"
+    label = suffix or f"{step.method}-{_size(step)}-{step.layout}"
     digits = job_id.rpartition("-")[2]
     for count in (DIGITS, 2 * DIGITS, len(digits)):
         tail = f"-{label}-{digits[:count]}"
@@ -28,3 +28,12 @@ def compressed_name(
         if not taken(name):
             return name
     raise ValueError(f"every name for the artifact of {job_id} is taken")
+
+
+def _size(step: MethodConfig) -> str:
+    """How much goes, or what may stay: 20pct, 90MB, 110M."""
+    if step.target is None:
+        return f"{100 * step.known_sparsity:g}pct"
+    units = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+    letter, unit = next(pair for pair in units if step.target.limit >= pair[1])
+    return f"{step.target.limit / unit:.4g}{letter}{'B' if step.target.goal == 'bytes' else ''}"

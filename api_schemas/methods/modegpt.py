@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from api_schemas.base import Frozen
+from api_schemas.targets import Target
 
 ModuleType = Literal["mlp", "query_key", "value_output"]
 REFINED_ONLY = ("metric", "column_choice", "refit", "input_refit")
+SPARSITY_LIMIT = 0.95
 ALL_MODULES: tuple[ModuleType, ...] = ("mlp", "query_key", "value_output")
 
 
@@ -26,8 +28,12 @@ class ModegptConfig(Frozen):
         ),
     ] = "refined"
     sparsity: Annotated[
-        float, Field(gt=0.0, lt=0.95, description="fraction of the decoder blocks' parameters to remove")
-    ]
+        float | None,
+        Field(gt=0.0, lt=SPARSITY_LIMIT, description="fraction of the decoder blocks' parameters to remove"),
+    ] = None
+    target: Annotated[
+        Target | None, Field(description="instead of a sparsity: what the compressed model may be at most")
+    ] = None
     layout: Annotated[
         Literal["portable", "nemotron", "full"],
         Field(
@@ -102,6 +108,8 @@ class ModegptConfig(Frozen):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
+        if (self.sparsity is None) == (self.target is None):
+            raise ValueError("give exactly one of sparsity (a fraction) and target (parameters or bytes)")
         if self.layout == "portable" and self.resolved_allocation != "uniform":
             raise ValueError(
                 f"layout 'portable' needs one width for all blocks, so allocation must be 'uniform', "
@@ -121,11 +129,26 @@ class ModegptConfig(Frozen):
             raise ValueError("mode 'refined' walks both streams; propagation 'dense' belongs to mode 'reference'")
         if self.modules is not None and len(set(self.modules)) != len(self.modules):
             raise ValueError(f"modules {list(self.modules)} names a part twice; name each once")
-        if self.sparsity > self.sparsity_cap:
+        if self.sparsity is not None and self.sparsity > self.sparsity_cap:
             raise ValueError(
                 f"sparsity {self.sparsity} exceeds sparsity_cap {self.sparsity_cap}; lower one or raise the other"
             )
         return self
+
+    @property
+    def known_sparsity(self) -> float:
+        """The sparsity, where it was given or a plan has settled it.
+
+        Raises:
+            ValueError: there is only a target; `preflight.targets.settle` makes a sparsity of it.
+        """
+        if self.sparsity is None:
+            raise ValueError("this step has a target and no sparsity yet")
+        return self.sparsity
+
+    def at(self, sparsity: float) -> Self:
+        """The same step with a sparsity in the place of its target."""
+        return self.model_copy(update={"sparsity": sparsity, "target": None})
 
     @property
     def resolved_allocation(self) -> Literal["uniform", "block_influence", "marginal_error"]:

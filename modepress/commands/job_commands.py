@@ -24,6 +24,8 @@ def plan(
     model_id: ModelId,
     recipe: given.RecipeFile = None,
     sparsity: given.Sparsity = None,
+    target_parameters: given.TargetParameters = None,
+    target_bytes: given.TargetBytes = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
     export: given.Exports = None,
@@ -32,7 +34,8 @@ def plan(
     api_key: ApiKey = None,
 ) -> None:
     """Say what a recipe would do (shapes, bytes, memory, time, what stands in the way), without doing it."""
-    step = {"sparsity": sparsity, "layout": layout, "allocation": allocation}
+    goal = given.goal(sparsity, target_parameters, target_bytes)
+    step = {**goal, "layout": layout, "allocation": allocation}
     with connect(url, api_key) as client:
         built = given.build_recipe(
             client, file=recipe, step=step, calibration={}, evaluation={}, top={"exports": given.exports_of(export)}
@@ -47,6 +50,8 @@ def compress(
     model_id: ModelId,
     recipe: given.RecipeFile = None,
     sparsity: given.Sparsity = None,
+    target_parameters: given.TargetParameters = None,
+    target_bytes: given.TargetBytes = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
     export: given.Exports = None,
@@ -67,11 +72,12 @@ def compress(
 ) -> None:
     """Compress a model: submit a job, follow it, print the before/after table."""
     length = {"sequence_length": sequence_length}
+    goal = given.goal(sparsity, target_parameters, target_bytes)
     with connect(url, api_key) as client:
         built = given.build_recipe(
             client,
             file=recipe,
-            step={"sparsity": sparsity, "layout": layout, "allocation": allocation},
+            step={**goal, "layout": layout, "allocation": allocation},
             calibration={"text": calibration, "num_samples": num_samples, **length},
             evaluation={"text": evaluation, "num_windows": num_windows, **length},
             top={

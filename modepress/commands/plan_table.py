@@ -19,7 +19,7 @@ def plan_table(plan: Plan) -> RenderableType:
     ]
     time_needed = f"about {output.seconds(plan.estimated_seconds)} ({plan.estimate_basis})"
     lines = [
-        f"sparsity of the blocks: {plan.sparsity_planned:.4f} (asked {plan.sparsity_requested}), "
+        f"sparsity of the blocks: {plan.sparsity_planned:.4f} (asked {plan.sparsity_requested:.6g}), "
         f"in {', '.join(plan.modules)}",
         f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
         f"time: {time_needed}",

@@ -19,6 +19,12 @@ Exports = Annotated[
     list[str] | None,
     typer.Option("--export", help="gguf:TYPE with TYPE f32, bf16 or q8_0, or vllm (layout nemotron); repeatable."),
 ]
+TargetParameters = Annotated[
+    int | None, typer.Option(help="Instead of a sparsity: parameters of the whole model at most, e.g. 110000000.")
+]
+TargetBytes = Annotated[
+    str | None, typer.Option(help="Instead of a sparsity: size of the weights' files at most, e.g. '8 GB' or '90 MiB'.")
+]
 Allocation = Annotated[str | None, typer.Option(help="uniform or block_influence.")]
 TEXT = "builtin, self, hub:NAME, file:SERVER_PATH, upload:FILE_ID, or a local .txt/.jsonl, which is uploaded."
 CalibrationText = Annotated[str | None, typer.Option("--calibration", help=f"Text for statistics: {TEXT}")]
@@ -51,6 +57,8 @@ def build_recipe(
         steps = draft.get("steps")
         if not (isinstance(steps, list) and steps and isinstance(steps[0], dict)):
             raise typer.BadParameter(f"{file} has no step that --sparsity, --layout or --allocation could change")
+        if {"sparsity", "target"} & _given(step).keys():  # one goal replaces the other
+            steps[0] = {name: value for name, value in steps[0].items() if name not in ("sparsity", "target")}
         steps[0].update(_given(step))
     for field, options in (("calibration", calibration), ("evaluation", evaluation)):
         said = {**_text_source(client, options.get("text")), **_given(options, without="text")}
@@ -69,6 +77,22 @@ def exports_of(said: list[str] | None) -> list[dict[str, str]] | None:
         return None
     parts = (word.partition(":") for word in said)
     return [{"format": name, **({"dtype": dtype} if dtype else {})} for name, _, dtype in parts]
+
+
+def goal(sparsity: float | None, parameters: int | None, size: str | None) -> dict[str, Any]:
+    """The step's goal: a sparsity or a target; None where neither was given.
+
+    Raises:
+        typer.BadParameter: more than one was given.
+    """
+    target = _given({"parameters": parameters, "bytes": _number_or_text(size)})
+    if len(target) + (sparsity is not None) > 1:
+        raise typer.BadParameter("--sparsity, --target-parameters and --target-bytes exclude one another; give one")
+    return {"sparsity": sparsity, "target": target or None}
+
+
+def _number_or_text(size: str | None) -> int | str | None:
+    return int(size) if size is not None and size.isdecimal() else size
 
 
 def in_words(error: ValidationError) -> str:

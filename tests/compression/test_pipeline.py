@@ -120,6 +120,23 @@ def test_cancelled_after_a_block_then_resumed_is_the_undisturbed_artifact(tmp_pa
     assert (tmp_path / "cut/out/modepress.json").read_bytes() == (tmp_path / "whole/out/modepress.json").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"layout": "portable", "target": {"bytes": "700 kB"}},
+        {"layout": "full", "target": {"bytes": "700 kB"}},
+        {"layout": "full", "mode": "reference", "allocation": "block_influence", "target": {"parameters": 170_000}},
+    ],
+)
+def test_the_artifact_of_a_target_is_no_larger_on_disk(tmp_path: Path, step: dict[str, Any]) -> None:
+    folder = make_tiny_model(tmp_path / "in", "llama", tied=True, hidden=64, intermediate=288, layers=3)
+    report = run(folder, tmp_path / "out", recipe({"sparsity": None, "round_to": 8, **step}))
+    limit = report.recipe.steps[0].target.limit
+    reached = report.bytes.after if "bytes" in step["target"] else report.parameters.after
+    assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) == report.bytes.after
+    assert 0.97 * limit < reached <= limit
+
+
 def test_a_damaged_finished_block_is_solved_again(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "in", "llama")
     run(folder, tmp_path / "a" / "out", recipe())
@@ -183,6 +200,8 @@ def test_fewer_windows_than_asked_are_reported(tmp_path: Path) -> None:
     [
         ({"layout": "portable", "modules": ["query_key"]}, "portable_needs_both"),
         ({"layout": "full", "modules": ["value_output"], "sparsity": 0.79}, "sparsity_impossible"),
+        ({"sparsity": None, "target": {"bytes": "10 kB"}}, "target_unreachable"),
+        ({"sparsity": None, "target": {"bytes": "8 GB"}}, "target_already_met"),
     ],
 )
 def test_blockers_refuse_before_anything_is_computed(tmp_path: Path, step: dict[str, Any], code: str) -> None:

@@ -75,6 +75,19 @@ def test_plan(shell: Shell, tiny: str, recipe_file: str) -> None:
     assert "exports.0" in shell.run("plan", tiny, "--recipe", recipe_file, "--export", "gguf:q3").stderr
 
 
+def test_plan_for_a_target_says_the_sparsity_and_replaces_the_recipes_own(
+    shell: Shell, tiny: str, recipe_file: str
+) -> None:
+    whole = shell.json("model", tiny)["facts"]["parameters"]
+    target = ("--target-parameters", str(whole - 1000))
+    plan = shell.json("plan", tiny, "--recipe", recipe_file, *target)
+    assert plan["parameters_after"] <= whole - 1000
+    assert f"follows from target.parameters {whole - 1000}" in shell.run("plan", tiny, *target).stdout
+    refused = shell.run("plan", tiny, "--target-bytes", "8 GB")
+    assert refused.returncode == 3
+    assert "target_already_met" in refused.stdout
+
+
 def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: str) -> None:
     done = shell.json("compress", tiny, "--recipe", recipe_file, "--suffix", "cli", "--metadata", "a=b", "--seed", "3")
     job, report = done["job"], done["report"]
@@ -147,6 +160,8 @@ def test_a_refusal_ends_with_3_and_says_why_in_json_on_stderr(shell: Shell) -> N
         ["plan", "x"],
         ["plan", "x", "--sparsity", "0.99"],
         ["plan", "x", "--recipe", "missing.json"],
+        ["plan", "x", "--sparsity", "0.2", "--target-bytes", "8 GB"],
+        ["plan", "x", "--target-bytes", "8 gigs"],
         ["push"],
         ["compress", "x", "--sparsity", "0.2", "--calibration", "no-such-file"],
         ["compress", "x", "--sparsity", "0.2", "--metadata", "no-equals-sign"],

@@ -1,5 +1,7 @@
 """Names of artifacts."""
 
+from typing import Any
+
 import pytest
 from pydantic import TypeAdapter
 
@@ -19,6 +21,20 @@ def name(model: str = "smol", suffix: str | None = None, taken: frozenset[str] =
 def test_the_method_or_the_suffix_names_it() -> None:
     assert name() == "smol-modegpt-20pct-portable-012345"
     assert name(suffix="mine") == "smol-mine-012345"
+
+
+@pytest.mark.parametrize(
+    ("target", "label"),
+    [
+        ({"bytes": "90 MB"}, "90MB"),
+        ({"bytes": "8 GiB"}, "8.59GB"),
+        ({"bytes": 12}, "12B"),
+        ({"parameters": 110_500_000}, "110.5M"),
+    ],
+)
+def test_a_target_names_it_too(target: dict[str, Any], label: str) -> None:
+    step = TypeAdapter(MethodConfig).validate_python({"method": "modegpt", "target": target})
+    assert compressed_name("smol", step, None, JOB, lambda _: False) == f"smol-modegpt-{label}-portable-012345"
 
 
 def test_a_long_name_is_cut_so_that_the_digits_stay() -> None:
