@@ -52,18 +52,22 @@ class JobStore:
         except IntegrityError:  # another process committed the same key between our look and our commit
             return self._create(request, recipe_hash, kind, idempotency_key)
 
+    def replayed(self, request: JobRequest, idempotency_key: str, *, kind: str = "compress") -> Job | None:
+        """The job that this key made; None where it made none.
+
+        Raises:
+            IdempotencyKeyReused: the key was used with another payload.
+        """
+        with reading(self._engine) as session:
+            first = _made_before(session, idempotency_key, _fingerprint(request, kind))
+            return None if first is None else _view(_row(session, first))
+
     def _create(self, request: JobRequest, recipe_hash: str, kind: str, key: str | None) -> tuple[Job, bool]:
         fingerprint = _fingerprint(request, kind)
         with writing(self._engine) as session:
-            seen = session.get(IdempotencyRow, key) if key is not None else None
-            if seen is not None and seen.job_id is not None:
-                if seen.fingerprint != fingerprint:
-                    raise IdempotencyKeyReused(
-                        "idempotency_key_reused",
-                        f"Idempotency-Key {key!r} was used with another payload; send a new key for a new job",
-                        "Idempotency-Key",
-                    )
-                return _view(_locked(session, seen.job_id)), False
+            first = None if key is None else _made_before(session, key, fingerprint)
+            if first is not None:
+                return _view(_locked(session, first)), False
             now = self._clock()
             row = _new_row(request, recipe_hash, kind, now)
             session.add(row)
@@ -169,6 +173,20 @@ def _refuse_nul(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
         if "\0" in key or "\0" in value:  # PostgreSQL's text cannot hold it
             raise InvalidRequest("invalid_metadata", f"metadata {key!r} holds a NUL character; remove it", "metadata")
+
+
+def _made_before(session: Session, key: str, fingerprint: str) -> str | None:
+    """Id of the job that an idempotency key made. Raises IdempotencyKeyReused for another payload."""
+    seen = session.get(IdempotencyRow, key)
+    if seen is None or seen.job_id is None:
+        return None
+    if seen.fingerprint != fingerprint:
+        raise IdempotencyKeyReused(
+            "idempotency_key_reused",
+            f"Idempotency-Key {key!r} was used with another payload; send a new key for a new job",
+            "Idempotency-Key",
+        )
+    return seen.job_id
 
 
 def _fingerprint(request: JobRequest, kind: str) -> str:

@@ -33,13 +33,16 @@ def plan(stores: Stores, model: str, recipe: Recipe) -> Plan:
 
 
 def submit(stores: Stores, request: JobRequest, idempotency_key: str | None) -> tuple[Job, bool]:
-    """Store and send a job; returns it and whether it is new.
+    """Store and send a job; returns it and whether it is new. A replay is answered as it was, whatever changed since.
 
     Raises:
         InvalidRecipe: a blocker of the plan, by its own code; further ones are counted in the message.
         Unavailable: no broker is configured. One that is merely away gets the id later.
         InvalidRequest: `idempotency_key_reused`.
     """
+    first_job = None if idempotency_key is None else stores.jobs.replayed(request, idempotency_key)
+    if first_job is not None:
+        return first_job, False
     require_broker(stores.settings)
     blockers = plan(stores, request.model, request.recipe).blockers
     if blockers:

@@ -103,6 +103,18 @@ def test_the_same_key_makes_one_job(client: httpx.Client) -> None:
         assert error_of(answer, 422, "invalid_value")["param"] == "idempotency-key"
 
 
+def test_a_replay_is_answered_after_the_model_is_gone(client: httpx.Client, tiny_folder: Path) -> None:
+    registered = client.post("/v1/models", json={"name": "leaves", "path": str(tiny_folder)})
+    assert registered.status_code == 201, registered.text
+    body, headers = {**BODY, "model": "leaves"}, {"idempotency-key": uuid.uuid4().hex}
+    first = client.post("/v1/compression/jobs", json=body, headers=headers).json()
+    client.post(f"/v1/compression/jobs/{first['id']}/cancel")
+    assert client.delete("/v1/models/leaves").status_code == 200
+    error_of(client.post("/v1/compression/jobs", json=body), 404, "model_not_found")
+    again = client.post("/v1/compression/jobs", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first["id"], "cancelled")
+
+
 def test_the_same_key_at_once_makes_one_job(api: RunningApi) -> None:
     headers = {"idempotency-key": uuid.uuid4().hex}
     answers: list[httpx.Response] = []
