@@ -19,7 +19,8 @@
 Each message names the field, the value and the remedy.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from api_schemas.base import Frozen
 
@@ -137,3 +138,18 @@ class ErrorResponse(Frozen):
     """What every failing route returns."""
 
     error: ErrorBody
+
+
+def place_of(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
+    """Where in `body` a validation error lies: pydantic also names the branch of a union, which no body holds."""
+    path: list[str | int] = []
+    here = body
+    for part in location:
+        if isinstance(here, Mapping) and part in here:
+            here = here[part]
+        elif isinstance(here, Sequence) and not isinstance(here, str | bytes) and isinstance(part, int):
+            here = here[part] if part < len(here) else None
+        elif part is not location[-1] or not isinstance(here, Mapping):
+            continue
+        path.append(part)
+    return tuple(path)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from api_schemas.base import Frozen
 
-Stage = Literal["preparing", "calibrating", "compressing", "exporting", "verifying", "evaluating"]
+Stage = Literal["preparing", "calibrating", "compressing", "quantizing", "exporting", "verifying", "evaluating"]
 Level = Literal["info", "warn", "error"]
 
 

@@ -38,6 +38,18 @@ class RuntimeSupport(Frozen):
     evidence: Annotated[str | None, Field(description="the test or benchmark behind a status, or what was read")] = None
 
 
+class StepPlan(Frozen):
+    """What one step of the recipe would change."""
+
+    method: str
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    flops: Annotated[float, Field(description="of its walk; those of modegpt hold the evaluations too")]
+    peak_memory_bytes: int
+
+
 class Plan(Frozen):
     """What would happen: shapes, bytes, memory, time, and what stands in the way.
 
@@ -49,6 +61,7 @@ class Plan(Frozen):
     model: str
     family: str
     layout: str
+    steps: tuple[StepPlan, ...]
     modules: tuple[str, ...]
     sparsity_requested: float
     sparsity_planned: Annotated[float, Field(description="of the decoder blocks, after rounding")]

@@ -1,19 +1,29 @@
 """A recipe: what is done to a model, on which text it is calibrated, and how it is judged."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from api_schemas.base import Frozen
 from api_schemas.calibration import Calibration, Evaluation, Gate
 from api_schemas.exports import ExportConfig
-from api_schemas.methods import MethodConfig
+from api_schemas.methods import MethodConfig, ModegptConfig, QuantizationConfig
+
+STAGES = ("structure", "quantize")  # the order of a recipe's steps: what is quantised keeps its shape
 
 
 class Recipe(Frozen):
     """A list of method steps and everything around them; all but `steps` has a sensible default."""
 
-    steps: Annotated[tuple[MethodConfig, ...], Field(min_length=1, max_length=1)]
+    steps: Annotated[
+        tuple[MethodConfig, ...],
+        Field(
+            min_length=1,
+            max_length=2,
+            description="modegpt, or a quantisation, or both in this order: the second is calibrated on what the "
+            "first has made",
+        ),
+    ]
     exports: Annotated[
         tuple[ExportConfig, ...],
         Field(max_length=8, description="foreign formats written beside the weights, under exports/ in the artifact"),
@@ -31,3 +41,29 @@ class Recipe(Frozen):
         if twice is not None:
             raise ValueError(f"{twice} would be written twice; name each export once")
         return exports
+
+    @model_validator(mode="after")
+    def _structure_before_numbers(self) -> Self:
+        names, places = [step.method for step in self.steps], [STAGES.index(step.stage) for step in self.steps]
+        if len(set(places)) < len(places):
+            raise ValueError(f"steps {names} have two of one kind; keep one of them")
+        if places != sorted(places):
+            raise ValueError(
+                f"steps {names}: widths are chosen before weights become codes; put {names[1]!r} before {names[0]!r}"
+            )
+        return self
+
+    @property
+    def structure(self) -> ModegptConfig | None:
+        """The step that changes widths, if there is one."""
+        return next((step for step in self.steps if step.stage == "structure"), None)
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        """The step that turns weights into codes, if there is one; it is the last."""
+        return next((step for step in self.steps if step.stage == "quantize"), None)
+
+    @property
+    def layout(self) -> Literal["portable", "nemotron", "full"]:
+        """How the artifact is laid out; without a change of widths it is an ordinary checkpoint."""
+        return "portable" if self.structure is None else self.structure.layout

@@ -60,13 +60,14 @@ class ModuleReport(Frozen):
         float,
         Field(
             description="mlp and value_output: ‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖ (mode refined: against the re-fit's target); "
-            "query_key: root of the share of pair energy lost"
+            "query_key: root of the share of pair energy lost; a quantised linear: ‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖"
         ),
     ]
     damping: Annotated[float, Field(description="largest multiple of the mean diagonal a factorisation needed")]
     ridge: Annotated[
         float | None, Field(description="mode refined: of the part's last re-fit, chosen on held-out tokens")
     ] = None
+    bits: Annotated[int | None, Field(description="of one weight's code; null where weights stay floating")] = None
     fallback: str | None = None
     coverage: Annotated[
         tuple[int, ...] | None, Field(description="calibration tokens that each expert saw; null without experts")
@@ -74,12 +75,14 @@ class ModuleReport(Frozen):
 
 
 class BlockReport(Frozen):
-    """What was done to one decoder block, what it cost and what it lost."""
+    """What one step of the recipe did to one decoder block, what it cost and what it lost."""
 
+    step: Annotated[int, Field(description="number of the recipe's step, from 0")] = 0
     block: int
     block_influence: float
     sparsity: Annotated[float, Field(description="fraction of this block's parameters removed")]
     parameters: CountBeforeAfter
+    bytes: Annotated[CountBeforeAfter, Field(description="of its weights, scales included")]
     relative_output_error: Annotated[
         float, Field(description="‖ŷ − y‖/‖y − x‖ on the first calibration chunk: what is lost of what the block adds")
     ]
@@ -89,6 +92,15 @@ class BlockReport(Frozen):
     ] = None
     seconds: float
     modules: tuple[ModuleReport, ...]
+
+
+class StepReport(Frozen):
+    """What one step of the recipe did to the model that it was handed."""
+
+    method: str
+    parameters: CountBeforeAfter
+    bytes: Annotated[CountBeforeAfter, Field(description="of the weights, counted from the tensors' sizes")]
+    seconds: Annotated[float, Field(description="of its blocks, those of earlier attempts included")]
 
 
 class ReloadProof(Frozen):
@@ -135,7 +147,8 @@ class CompressionReport(Frozen):
     peak_rss_bytes: Annotated[int, Field(description="of the job process")]
     calibration: TextUse
     evaluation: TextUse
-    blocks: tuple[BlockReport, ...]
+    steps: tuple[StepReport, ...]
+    blocks: Annotated[tuple[BlockReport, ...], Field(description="all blocks of the first step, then of the second")]
     reload: ReloadProof
     exports: tuple[ExportReport, ...] = ()
     warnings: tuple[str, ...]

@@ -8,12 +8,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow torch down 16-fold beside a busy process
 
 from pydantic import ValidationError
 
-from api_schemas.errors import ErrorResponse, JobFailed, ModepressError
+from api_schemas.errors import ErrorResponse, JobFailed, ModepressError, place_of
 from api_schemas.events import ProgressEvent
 from api_schemas.recipe import Recipe
 from compression.core.block_store import write_durably
@@ -77,13 +78,15 @@ def _run(asked: argparse.Namespace) -> int:
 
 
 def _read_recipe(path: Path) -> Recipe:
+    draft: Any = None
     try:
-        return Recipe.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        draft = json.loads(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate(draft)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModepressError("recipe_unreadable", f"{path}: {error}", "recipe") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in ("recipe", *first["loc"]))
+        where = ".".join(str(part) for part in ("recipe", *place_of(first["loc"], draft)))
         raise ModepressError("invalid_value", f"{where}: {first['msg']}, not {first['input']!r}", where) from error
 
 

@@ -13,11 +13,11 @@ from api_schemas.plans import BlockShape, Plan
 from api_schemas.recipe import Recipe
 from api_schemas.reports import ExportReport
 from compression.core.artifact import SERVE, Result, seal, write_model
-from compression.core.block_store import FolderBlockStore, write_durably
+from compression.core.block_store import write_durably
 from compression.exporters.write import write_exports
-from compression.methods.modegpt import Modegpt
 from compression.prepare import Prepared, versions
-from compression.reload import expected_logits
+from compression.reload import logits_of
+from compression.steps import Made
 from preflight.plans import recipe_hash
 
 SELF_TEST = "exports/self_test.json"
@@ -28,7 +28,7 @@ SENTENCE = (
 
 
 def write_result(
-    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, folder: Path, model: str
+    recipe: Recipe, ready: Prepared, made: Made, folder: Path, model: str
 ) -> tuple[dict[str, str], tuple[ExportReport, ...]]:
     """Write everything of the artifact into `folder`; the caller proves it and renames it into place.
 
@@ -42,16 +42,17 @@ def write_result(
         source=ready.model,
         raw_config=ready.checkpoint.config,
         side_files=ready.checkpoint.side_files,
-        blocks=store,
-        shapes=method.shapes,
-        layout=recipe.steps[0].layout,
+        blocks=made.blocks,
+        shapes=made.shapes,
+        layout=recipe.layout,
+        quantization=recipe.quantization,
     )
     write_model(result, folder)
     exports = write_exports(recipe.exports, folder)
     if exports:
-        write_durably(folder / SELF_TEST, _json(_self_test(ready, method, store)))
+        write_durably(folder / SELF_TEST, _json(_self_test(ready, made)))
     write_durably(folder / SERVE, _json(_serving(ready.plan, exports)))
-    return seal(folder, _manifest(recipe, ready, method.shapes, model)), exports
+    return seal(folder, _manifest(recipe, ready, made.shapes, model)), exports
 
 
 def _manifest(recipe: Recipe, ready: Prepared, shapes: Sequence[BlockShape], model: str) -> dict[str, Any]:
@@ -76,14 +77,14 @@ def _serving(plan: Plan, exports: Sequence[ExportReport]) -> dict[str, Any]:
     }
 
 
-def _self_test(ready: Prepared, method: Modegpt, store: FolderBlockStore) -> dict[str, Any]:
+def _self_test(ready: Prepared, made: Made) -> dict[str, Any]:
     """Tokens of a fixed sentence and what must come after each: one prompt shows a runtime that computes another model.
 
     `margin` is by how much the first choice leads; where it is small, rounding may choose the second.
     """
     tokenizer = AutoTokenizer.from_pretrained(ready.model.folder, local_files_only=True, trust_remote_code=False)
     tokens = torch.tensor([tokenizer(SENTENCE, add_special_tokens=False)["input_ids"]])
-    logits: Tensor = expected_logits(ready.model, method, store, tokens)
+    logits: Tensor = logits_of(made.model, tokens)
     best = logits.topk(2, dim=-1)
     return {
         "text": SENTENCE,

@@ -15,6 +15,7 @@ from api_schemas.reports import (
     ExportReport,
     MeasuredPair,
     ReloadProof,
+    StepReport,
 )
 from compression.core.memory import peak_rss_bytes
 from compression.core.streamed_model import StreamedModel
@@ -62,10 +63,10 @@ def build_report(
         shapes=tuple(outcome.shapes),
         perplexity=quality.perplexity,
         divergence=quality.divergence,
-        parameters=CountBeforeAfter(before=plan.parameters_before, after=_parameters(outcome.compressed)),
+        parameters=CountBeforeAfter(before=plan.parameters_before, after=outcome.compressed.parameters),
         block_parameters=CountBeforeAfter(
-            before=sum(block.parameters.before for block in outcome.blocks),
-            after=sum(block.parameters.after for block in outcome.blocks),
+            before=sum(row.parameters.before for row in outcome.blocks if row.step == 0),
+            after=sum(row.parameters.after for row in outcome.blocks if row.step == len(recipe.steps) - 1),
         ),
         bytes=CountBeforeAfter(before=_weight_bytes(ready.model.folder), after=_weight_bytes(outcome.target)),
         tokens_per_second=outcome.speed,
@@ -75,6 +76,7 @@ def build_report(
         peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,
+        steps=_steps(recipe, ready, outcome.blocks),
         blocks=tuple(outcome.blocks),
         reload=outcome.proof,
         exports=tuple(outcome.exports),
@@ -102,19 +104,35 @@ def judge(recipe: Recipe, report: CompressionReport) -> CompressionReport:
     )
 
 
+def _steps(recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport]) -> tuple[StepReport, ...]:
+    """Parameters and bytes of the whole model around each step: what is outside the blocks stays as it is."""
+    own = [row for row in rows if row.step == 0]
+    parameters = ready.plan.parameters_before - sum(row.parameters.before for row in own)
+    outside = ready.plan.bytes_before - sum(row.bytes.before for row in own)
+    reports = []
+    for number, step in enumerate(recipe.steps):
+        own = [row for row in rows if row.step == number]
+        counts = CountBeforeAfter(
+            before=parameters + sum(row.parameters.before for row in own),
+            after=parameters + sum(row.parameters.after for row in own),
+        )
+        size = CountBeforeAfter(
+            before=outside + sum(row.bytes.before for row in own), after=outside + sum(row.bytes.after for row in own)
+        )
+        seconds = sum(row.seconds for row in own)
+        reports.append(StepReport(method=step.method, parameters=counts, bytes=size, seconds=seconds))
+    return tuple(reports)
+
+
 def _fallbacks(blocks: Sequence[BlockReport]) -> list[str]:
     """What was done another way than asked, each once, with how often."""
-    said = Counter((part.module, part.fallback) for block in blocks for part in block.modules if part.fallback)
-    return [f"{part} in {count} of {len(blocks)} blocks: {why}" for (part, why), count in said.items()]
+    said = Counter((row.step, part.module, part.fallback) for row in blocks for part in row.modules if part.fallback)
+    of = Counter(row.step for row in blocks)
+    return [f"{part} in {count} of {of[step]} blocks: {why}" for (step, part, why), count in said.items()]
 
 
 def _rise(quality: Quality) -> float:
     return quality.perplexity.after / quality.perplexity.before - 1
-
-
-def _parameters(model: StreamedModel) -> int:
-    """Floating-point parameters; an artifact stores a tied head once."""
-    return sum(entry.parameters for entry in model.tensors.values() if not entry.dtype.startswith("I"))
 
 
 def _weight_bytes(folder: Path) -> int:

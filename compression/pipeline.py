@@ -3,6 +3,7 @@
 preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
 calibrating  only where the plan needs data: block influence, shared rotary pairs, what the loss minds
 compressing  the blockwise walk; finished blocks are durable and are not solved again
+quantizing   where the recipe asks for it: a second such walk, over what the first has made
 exporting    write the artifact beside its final place, and the foreign formats that were asked for into it
 verifying    a fresh process loads it and must compute what we computed; then it appears under its name
 evaluating   before and after on text that calibration did not see; then the gate
@@ -13,20 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from api_schemas.recipe import Recipe
-from api_schemas.reports import BlockReport, CompressionReport, MeasuredPair, ReloadProof
+from api_schemas.reports import CompressionReport, MeasuredPair, ReloadProof
 from compression.core.block_store import FolderBlockStore, sync_folder
-from compression.core.blockwise import compress_blocks
 from compression.core.protocols import ProgressSink
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality, compare
 from compression.exporting import write_result
 from compression.judgement import Outcome, build_report, judge
-from compression.methods.modegpt import Modegpt
-from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared, fingerprint, prepare
-from compression.reload import Probed, expected_logits, prove, run_probe
+from compression.reload import Probed, logits_of, prove, run_probe
 from compression.stages import Stages
-from preflight.targets import require_met, settled
+from compression.steps import Made, run_steps
 
 PROOF_TOKENS = 64
 
@@ -66,53 +64,30 @@ def compress(
         ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
     stages.announce(ready.plan.notes, ready.warnings)
     store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
-    exact = settled(recipe, ready.plan.sparsity_requested)
-    method = choose_method(exact, ready, store, stages)
-    require_met(ready.checkpoint, ready.family, recipe.steps[0], tuple(method.shapes))
-    with stages.stage("compressing", f"compressing {ready.model.blocks} blocks"):
-        reports = _walk(exact, ready, method, store, stages)
+    made = run_steps(recipe, ready, store, stages)
     partial = target.with_name(f".{target.name}.partial")
     with stages.stage("exporting", "writing the artifact"):
-        hashes, exports = write_result(recipe, ready, method, store, partial, model)
+        hashes, exports = write_result(recipe, ready, made, partial, model)
     with stages.stage("verifying", "reloading the artifact in a fresh process"):
-        proof, speed, memory = _verify(recipe, ready, method, store, partial)
+        proof, speed, memory = _verify(recipe, ready, made, partial)
         partial.rename(target)
         sync_folder(target.parent)
     with stages.stage("evaluating", "measuring before and after"):
         compressed = StreamedModel(target, ready.family)
         quality = _evaluate(ready, compressed, stages)
-    outcome = Outcome(target, compressed, method.shapes, reports, hashes, exports, proof, speed, memory, quality)
+    outcome = Outcome(target, compressed, made.shapes, made.reports, hashes, exports, proof, speed, memory, quality)
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 
 
-def _walk(
-    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, stages: Stages
-) -> list[BlockReport]:
-    reports: list[BlockReport] = []
-    total = ready.model.blocks
-    walker = choose_walker(recipe, ready, method, store)
-    for report in compress_blocks(ready.model, walker, store):
-        reports.append(report)
-        stages.block(
-            f"block {report.block + 1} of {total}: {report.sparsity:.1%} removed, "
-            f"error {report.relative_output_error:.3f}",
-            report.block,
-            total,
-            seconds=report.seconds,
-            relative_output_error=report.relative_output_error,
-        )
-    return reports
-
-
 def _verify(
-    recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore, partial: Path
+    recipe: Recipe, ready: Prepared, made: Made, partial: Path
 ) -> tuple[ReloadProof, MeasuredPair, MeasuredPair]:
     """Reload proof, then speed and memory of both models, each in a fresh process of its own."""
     tokens = ready.evaluation.tokens[:1, :PROOF_TOKENS]
-    project_code = recipe.steps[0].layout != "portable"
+    project_code = recipe.layout != "portable"
     wanted = recipe.evaluation.generation_tokens
     after = run_probe(partial, tokens, generate=wanted, logits=True, project_code=project_code)
-    proof = prove(after, expected_logits(ready.model, method, store, tokens), project_code=project_code)
+    proof = prove(after, logits_of(made.model, tokens), project_code=project_code)
     if not wanted:
         unmeasured = MeasuredPair(before=None, after=None, reason="recipe.evaluation.generation_tokens is 0")
         return proof, unmeasured, unmeasured

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from api_schemas.methods import ModegptConfig
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from compression.core.allocation import allocate
@@ -26,9 +27,15 @@ from preflight.estimates import sample_windows
 from preflight.shapes import block_costs, dense_shape, shapes_for
 
 
+def narrowing(recipe: Recipe) -> ModegptConfig:
+    """The recipe's step that changes widths; only a recipe that has one is planned here."""
+    assert recipe.structure is not None  # noqa: S101
+    return recipe.structure
+
+
 def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Modegpt:
     """Fix widths and shared rotary pairs; walks the original model where they depend on data."""
-    step, size = recipe.steps[0], ready.family.dimensions(ready.checkpoint.config)
+    step, size = narrowing(recipe), ready.family.dimensions(ready.checkpoint.config)
     shapes, shared = ready.plan.blocks, None
     shares_pairs = step.layout == "portable" and shapes[0].query_key_rank < size.head_dim
     if step.resolved_allocation == "block_influence" or shares_pairs:
@@ -52,7 +59,7 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
 
 def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore) -> Walker:
     """The walk of the recipe's mode, with both hands at the embeddings."""
-    step, hidden = recipe.steps[0], ready.model.embed(ready.calibration.tokens)
+    step, hidden = narrowing(recipe), ready.model.embed(ready.calibration.tokens)
     if step.mode == "reference":
         return OneStream(ready.model, method, method.size, hidden, propagation=step.propagation)
     return TwoStreams(ready.model, method, hidden, _metrics_of(store) if step.minds_the_loss else lambda _: None)
@@ -79,7 +86,7 @@ def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[
 
 def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> None:
     """Metrics and price lists of every block into the store; the last file says that all are there."""
-    step, total = recipe.steps[0], ready.model.blocks
+    step, total = narrowing(recipe), ready.model.blocks
     if (store.folder / "sensitivity-00000.safetensors").exists():  # the walk goes backward: block 0 is written last
         return
     size = ready.family.dimensions(ready.checkpoint.config)
@@ -115,7 +122,7 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
             lists.append(PriceList(*(tuple(column) for column in columns)))
     dense = dense_shape(ready.family, ready.checkpoint.config)
     whole = block_costs(ready.family, ready.checkpoint.config).parameters(dense) * ready.model.blocks
-    chosen = iter(spend(lists, round(recipe.steps[0].known_sparsity * whole)))
+    chosen = iter(spend(lists, round(narrowing(recipe).known_sparsity * whole)))
     fields = {"mlp": "mlp_width", "query_key": "query_key_rank", "value_output": "value_output_rank"}
     return tuple(
         dense.model_copy(update={fields[module]: next(chosen) for module in modules}) for _ in range(ready.model.blocks)

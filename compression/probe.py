@@ -70,7 +70,9 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             facts["greedy_text"] = tokenizer.decode(written[0, prompt.shape[1] :])
         facts["peak_memory_bytes"] = _peak_rss_bytes()
         if arguments.logits:
-            logits = model.float()(tokens).logits[0]
+            if getattr(model, "hf_quantizer", None) is not None:
+                model(tokens[:, :1])  # packed weights are unpacked in the first pass, in their stored dtype
+            logits = torch.nn.Module.float(model)(tokens).logits[0]  # stock `.float()` refuses packed models, even then
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
     return facts
 

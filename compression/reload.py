@@ -17,8 +17,7 @@ from torch import Tensor
 from api_schemas.errors import JobFailed
 from api_schemas.reports import ReloadProof
 from compression.core.blockwise import run_block_
-from compression.core.protocols import BlockStore, Method
-from compression.core.streamed_model import StreamedModel
+from compression.core.protocols import Streamed
 
 PROBE = Path(__file__).with_name("probe.py")
 PROJECT = Path(__file__).parents[1]
@@ -37,15 +36,11 @@ class Probed:
 
 
 @torch.inference_mode()
-def expected_logits(model: StreamedModel, method: Method, store: BlockStore, tokens: Tensor) -> Tensor:
-    """Logits `[tokens, vocabulary]` of the original with its blocks replaced by the finished ones."""
+def logits_of(model: Streamed, tokens: Tensor) -> Tensor:
+    """Logits `[tokens, vocabulary]` of one window `[1, tokens]`, block by block in float32."""
     hidden = model.embed(tokens)
     for index in range(model.blocks):
-        result = store.get(index)
-        if result is None:
-            raise RuntimeError(f"block {index} vanished from the block store before the proof")
-        shape = method.shapes[index].model_dump()
-        run_block_(model, model.resized_block(index, result.state, shape, method.scaling(index)), index, hidden)
+        run_block_(model, model.block(index, model.block_state(index)), index, hidden)
     with model.head() as head:
         logits: Tensor = head(hidden[0])
     return logits

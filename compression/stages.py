@@ -10,7 +10,8 @@ from compression.core.protocols import ProgressSink
 SPANS: dict[Stage, tuple[float, float]] = {
     "preparing": (0.0, 2.0),
     "calibrating": (2.0, 12.0),
-    "compressing": (12.0, 70.0),
+    "compressing": (12.0, 55.0),
+    "quantizing": (55.0, 70.0),
     "exporting": (70.0, 73.0),
     "verifying": (73.0, 80.0),
     "evaluating": (80.0, 100.0),
@@ -25,6 +26,11 @@ class Stages:
         self._sink = sink
         self._stage: Stage = "preparing"
         self.seconds: dict[str, float] = {}
+
+    @property
+    def name(self) -> Stage:
+        """The stage that was entered last."""
+        return self._stage
 
     @contextmanager
     def stage(self, stage: Stage, message: str) -> Iterator[None]:

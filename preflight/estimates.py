@@ -30,6 +30,7 @@ class Workload:
     calibration_length: int
     evaluation_tokens: int
     evaluation_length: int
+    narrows: bool
     refined: bool
     streams: int
     passes: int
@@ -43,6 +44,7 @@ class Workload:
         config, calibration, evaluation = checkpoint.config, recipe.calibration, recipe.evaluation
         costs = block_costs(family, config)
         prefix = family.block_prefix(0)
+        refined = recipe.structure is not None and recipe.structure.mode == "refined"
         size, per_unit = family.dimensions(config), costs.per_mlp_unit
         idle = per_unit * (size.experts - size.routed) // size.experts
         outside = [entry for name, entry in checkpoint.tensors.items() if not name.startswith(family.blocks + ".")]
@@ -56,8 +58,9 @@ class Workload:
             calibration_length=calibration.sequence_length,
             evaluation_tokens=evaluation.num_windows * evaluation.sequence_length,
             evaluation_length=evaluation.sequence_length,
-            refined=recipe.steps[0].mode == "refined",
-            streams=3 + len(family.post_norms) if recipe.steps[0].mode == "refined" else 1,
+            narrows=recipe.structure is not None,
+            refined=refined,
+            streams=3 + len(family.post_norms) if refined else 1,
             passes=3 if family.is_parallel(config) else 2,
             sample_tokens=_sample_tokens(recipe),
             embedding_bytes=sum(entry.bytes for entry in outside),
@@ -76,7 +79,9 @@ def flops(work: Workload) -> float:
     gram = 2 * size.mlp_width**2 * size.routed
     solve = (size.mlp_width**3 + 2 * size.mlp_width**2 * size.hidden) * size.experts
     head = 2 * size.hidden * size.vocabulary
-    if work.refined:  # both streams, the compressed one by halves, which a parallel block cannot part; folds of moments
+    if not work.narrows:
+        calibrate = 0.0
+    elif work.refined:  # both streams, the compressed one by halves, which a parallel block cannot part; moments
         walk = dense + work.passes * compressed + 1.5 * gram
         calibrate = work.calibration_tokens * walk + work.sample_tokens * (4 * dense + gram) + 20 * solve
     else:
@@ -100,7 +105,7 @@ def peak_memory_bytes(work: Workload) -> int:
     cross = size.mlp_width * size.hidden * FLOAT64
     embedding = work.embedding_bytes + work.calibration_tokens * state
     walk = work.streams * work.calibration_tokens * state + blocks + window
-    walk += 10 * square if work.refined else (4 + size.experts) * square
+    walk += (10 if work.refined else 4 + size.experts if work.narrows else 0) * square
     backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + 8 * square
     if work.refined and size.experts > 1:  # moments of every expert at once, in two folds; narrow experts, wide streams
         walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
@@ -112,7 +117,9 @@ def peak_memory_bytes(work: Workload) -> int:
 
 def sample_windows(recipe: Recipe) -> int:
     """Calibration windows that the backward pass of mode `refined` runs on; 0 where the recipe needs none."""
-    step, calibration = recipe.steps[0], recipe.calibration
+    step, calibration = recipe.structure, recipe.calibration
+    if step is None:
+        return 0
     if not step.minds_the_loss and step.resolved_allocation != "marginal_error":
         return 0
     wanted = min(calibration.num_samples // SAMPLE_SHARE, SAMPLE_TOKENS // calibration.sequence_length)

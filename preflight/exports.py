@@ -21,7 +21,7 @@ def export_blockers(
     checkpoint: Checkpoint, family: Family, recipe: Recipe, shapes: Sequence[BlockShape]
 ) -> list[Blocker]:
     """Why one of the recipe's exports cannot be written, by name."""
-    layout, found = recipe.steps[0].layout, []
+    layout, found = recipe.layout, []
     for index, export in enumerate(recipe.exports):
         where = f"recipe.exports.{index}"
         if isinstance(export, GgufExport):

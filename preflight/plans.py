@@ -12,14 +12,16 @@ from api_schemas.models import CheckpointFacts
 from api_schemas.plans import Blocker, BlockShape, Plan
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
-from preflight.estimates import Workload, disk_bytes, flops, peak_memory_bytes
+from preflight.estimates import Workload, disk_bytes, flops
 from preflight.exports import export_blockers, export_bytes
 from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
+from preflight.quantization import quantization_blockers, quantized_runtimes
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
 from preflight.rows import row_notes, row_warnings
 from preflight.runtimes import runtime_support
 from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
+from preflight.step_plans import step_plans
 from preflight.targets import settle, settled_by
 from preflight.written import Written, written
 
@@ -49,43 +51,62 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         InvalidCheckpoint: `unsupported_architecture` or `invalid_config`; everything else is a blocker in the plan.
     """
     family = resolve(checkpoint.config)
-    facts = describe(checkpoint)
-    whole = written(checkpoint, family, recipe.steps[0].layout)
-    step, unmet = settle(checkpoint, family, recipe.steps[0], whole)
-    blockers = [*facts.blockers, *unmet, *recipe_blockers(family, checkpoint.config, step)]
-    try:
-        shapes = shapes_for(family, checkpoint.config, step)
-    except InvalidRecipe as impossible:
-        if impossible.code not in {blocker.code for blocker in blockers}:  # the budget of mode refined says it closer
-            blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
-        shapes = (dense_shape(family, checkpoint.config),) * family.block_count(checkpoint.config)
+    facts, asked = describe(checkpoint), recipe.structure
+    whole = written(checkpoint, family, recipe.layout)
+    step, blockers = asked, list(facts.blockers)
+    if asked is not None:
+        step, unmet = settle(checkpoint, family, asked, whole)
+        blockers += unmet
+    shapes = _shapes(family, checkpoint.config, step, blockers)
+    blockers += quantization_blockers(family, checkpoint.config, recipe, shapes)
     counts = _count(checkpoint, family, facts, shapes, whole)
     work = Workload.of(family, checkpoint, recipe, shapes)
     size = family.dimensions(checkpoint.config)
     blockers += export_blockers(checkpoint, family, recipe, shapes)
     exported = export_bytes(recipe, size, int(counts["parameters_after"]), shapes)
+    steps = step_plans(checkpoint.config, family, recipe, shapes, work, counts)
+    operations = flops(work) + sum(one.flops for one in steps if one.method != "modegpt")
+    bytes_after, final = steps[-1].bytes_after, step is None or step.resolved_allocation == "uniform"
+    runtimes = runtime_support(family, checkpoint.config, recipe.layout, shapes, recipe.exports)
     return Plan(
         model=model,
         family=family.name,
-        layout=step.layout,
-        modules=modules_of(family, checkpoint.config, step),
-        sparsity_requested=step.known_sparsity,
-        **counts,
+        layout=recipe.layout,
+        steps=steps,
+        modules=() if step is None else modules_of(family, checkpoint.config, step),
+        sparsity_requested=0.0 if step is None else step.known_sparsity,
+        **{**counts, "bytes_after": bytes_after},
         blocks=shapes,
-        shapes_final=step.resolved_allocation == "uniform",
-        peak_memory_bytes=peak_memory_bytes(work),
-        disk_bytes=disk_bytes(work, int(counts["bytes_after"]) + exported),
-        flops=flops(work),
-        **_time(flops(work), flops_per_second),
-        runtimes=runtime_support(family, checkpoint.config, step.layout, shapes, recipe.exports),
+        shapes_final=final,
+        peak_memory_bytes=max(one.peak_memory_bytes for one in steps),
+        disk_bytes=disk_bytes(work, bytes_after + exported) + (bytes_after if len(steps) > 1 else 0),
+        flops=operations,
+        **_time(operations, flops_per_second),
+        runtimes=quantized_runtimes(family, checkpoint.config, recipe, shapes, runtimes),
         notes=(
             *_notes(family, checkpoint.config, step),
-            *settled_by(recipe.steps[0], step),
+            *settled_by(asked, step),
             *row_notes(recipe, size, shapes),
         ),
-        warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=step.resolved_allocation == "uniform")),
+        warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
     )
+
+
+def _shapes(
+    family: Family, config: Mapping[str, Any], step: ModegptConfig | None, blockers: list[Blocker]
+) -> tuple[BlockShape, ...]:
+    """Widths of all blocks, the original's where nothing narrows them; adds to `blockers` why they are impossible."""
+    dense = (dense_shape(family, config),) * family.block_count(config)
+    if step is None:
+        return dense
+    blockers += recipe_blockers(family, config, step)
+    try:
+        return shapes_for(family, config, step)
+    except InvalidRecipe as impossible:
+        if impossible.code not in {blocker.code for blocker in blockers}:  # the budget of mode refined says it closer
+            blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
+        return dense
 
 
 def _count(
@@ -212,8 +233,10 @@ def _head_dim_is_free(family: Family, config: Mapping[str, Any]) -> bool:
     return family.head_dim_is_free and not size.qk_norm and size.rotary_width == size.head_dim
 
 
-def _notes(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:
-    notes = []
+def _notes(family: Family, config: Mapping[str, Any], step: ModegptConfig | None) -> tuple[str, ...]:
+    notes: list[str] = []
+    if step is None:
+        return ()
     if family.has_qk_norm(config):
         notes.append("query_key is left alone: queries and keys are normalised over all channels of a head")
     if step.modules is None:

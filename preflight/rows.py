@@ -56,8 +56,8 @@ def row_warnings(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape],
     if not any(isinstance(export, GgufExport) and export.dtype == "q8_0" for export in recipe.exports):
         return []
     rows = row_lengths(size, shapes)
-    if not final:
-        rows["mlp_width"] = {recipe.steps[0].resolved_round_to}
+    if not final and recipe.structure is not None:
+        rows["mlp_width"] = {recipe.structure.resolved_round_to}
     odd = {name: sorted(n for n in lengths if n % BLOCK_ROW) for name, lengths in rows.items()}
     return [
         f"gguf_rows: {name} {', '.join(map(str, lengths))} is no multiple of {BLOCK_ROW}, so these matrices stay in 16 "
@@ -70,7 +70,7 @@ def row_warnings(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape],
 def row_notes(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape]) -> list[str]:
     """What the rank of reduced attention in layout `portable` will cost where somebody quantises the result later."""
     rank = shapes[0].query_key_rank
-    if recipe.steps[0].layout != "portable" or rank == size.head_dim:
+    if recipe.layout != "portable" or rank == size.head_dim:
         return []
     missed = []
     if size.heads * rank % BLOCK_ROW:

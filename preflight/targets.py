@@ -110,16 +110,17 @@ def settle(
     return step.at(found), []
 
 
-def settled_by(asked: ModegptConfig, step: ModegptConfig) -> tuple[str, ...]:
+def settled_by(asked: ModegptConfig | None, step: ModegptConfig | None) -> tuple[str, ...]:
     """A note for the plan: which sparsity the target came to."""
-    if asked.target is None:
+    if asked is None or step is None or asked.target is None:
         return ()
     return (f"sparsity {step.known_sparsity:.4f} follows from target.{asked.target.goal} {asked.target.limit}",)
 
 
 def settled(recipe: Recipe, sparsity: float) -> Recipe:
     """The recipe with a sparsity in the place of its target."""
-    return recipe.model_copy(update={"steps": tuple(step.at(sparsity) for step in recipe.steps)})
+    steps = tuple(step.at(sparsity) if isinstance(step, ModegptConfig) else step for step in recipe.steps)
+    return recipe.model_copy(update={"steps": steps})
 
 
 def require_met(checkpoint: Checkpoint, family: Family, step: ModegptConfig, shapes: tuple[BlockShape, ...]) -> None:

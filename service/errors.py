@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api_schemas.errors import ErrorBody, InsufficientStorage, ModepressError, TooLarge, Unavailable
+from api_schemas.errors import ErrorBody, InsufficientStorage, ModepressError, TooLarge, Unavailable, place_of
 
 log = logging.getLogger("modepress.service")
 
@@ -120,20 +120,7 @@ def explain(error: RequestValidationError) -> tuple[int, ErrorBody]:
 
 
 def _path(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    # Unions put the names of their branches into the location; only what leads through the body is kept.
-    if location[:1] != ("body",):
-        return tuple(location[1:])
-    path: list[str | int] = []
-    here = body
-    for part in location[1:]:
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, Sequence) and not isinstance(here, str | bytes) and isinstance(part, int):
-            here = here[part] if part < len(here) else None
-        elif part is not location[-1] or not isinstance(here, Mapping):
-            continue
-        path.append(part)
-    return tuple(path)
+    return place_of(location[1:], body) if location[:1] == ("body",) else tuple(location[1:])
 
 
 def _shown(value: Any) -> str:

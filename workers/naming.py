@@ -2,25 +2,24 @@
 
 from collections.abc import Callable
 
-from api_schemas.methods import MethodConfig
+from api_schemas.methods import MethodConfig, ModegptConfig
+from api_schemas.recipe import Recipe
 
 LONGEST = 128
 DIGITS = 6
 
 
-def compressed_name(
-    model: str, step: MethodConfig, suffix: str | None, job_id: str, taken: Callable[[str], bool]
-) -> str:
+def compressed_name(model: str, recipe: Recipe, suffix: str | None, job_id: str, taken: Callable[[str], bool]) -> str:
     """Return `<model>-<suffix>-<hex of the job id>`, e.g. `smol-modegpt-20pct-portable-1f2e3d`.
 
     Args:
         model: id of the original.
-        step: the method step; it names the artifact when there is no suffix.
+        recipe: its steps name the artifact when there is no suffix.
         suffix: what the user wants the name to end with, before the digits.
         job_id: its last 24 characters are random hex digits.
         taken: whether a name belongs to another model; then more digits are used.
     """
-    label = suffix or f"{step.method}-{_size(step)}-{step.layout}"
+    label = suffix or "-".join(map(_label, recipe.steps))
     digits = job_id.rpartition("-")[2]
     for count in (DIGITS, 2 * DIGITS, len(digits)):
         tail = f"-{label}-{digits[:count]}"
@@ -30,7 +29,13 @@ def compressed_name(
     raise ValueError(f"every name for the artifact of {job_id} is taken")
 
 
-def _size(step: MethodConfig) -> str:
+def _label(step: MethodConfig) -> str:
+    if isinstance(step, ModegptConfig):
+        return f"{step.method}-{_size(step)}-{step.layout}"
+    return f"{step.method}-int{step.bits}"
+
+
+def _size(step: ModegptConfig) -> str:
     """How much goes, or what may stay: 20pct, 90MB, 110M."""
     if step.target is None:
         return f"{100 * step.known_sparsity:g}pct"

@@ -33,7 +33,7 @@ def describe_job(place: Workplace, claim: Claim) -> JobDescription:
             )
         files = {file_id: str(place.layout.blob(_digest(session, file_id))) for file_id in _file_ids(claim.recipe)}
         name = compressed_name(
-            claim.model, claim.recipe.steps[0], claim.suffix, claim.job_id, lambda name: _taken(session, name, claim)
+            claim.model, claim.recipe, claim.suffix, claim.job_id, lambda name: _taken(session, name, claim)
         )
         path = source.path
     return JobDescription(

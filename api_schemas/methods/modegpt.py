@@ -1,6 +1,6 @@
 """Settings of the MoDeGPT method (Lin et al., arXiv 2408.09632)."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ class ModegptConfig(Frozen):
 
     `sparsity` counts parameters of the decoder blocks; embeddings, norms and head are never touched.
     """
+
+    stage: ClassVar[Literal["structure"]] = "structure"
 
     method: Literal["modegpt"]
     mode: Annotated[

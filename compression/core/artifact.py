@@ -21,9 +21,11 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 
+from api_schemas.methods import QuantizationConfig
 from api_schemas.plans import BlockShape
 from compression.core.block_store import sync_folder, write_durably
 from compression.core.canonical import to_stored
+from compression.core.pack_quantized import quantization_settings
 from compression.core.protocols import BlockStore
 from compression.core.streamed_model import StreamedModel
 from compression.runtime.blocks import reduced_model_type
@@ -46,6 +48,7 @@ class Result:
     blocks: BlockStore
     shapes: Sequence[BlockShape]
     layout: str
+    quantization: QuantizationConfig | None = None
 
 
 def write_artifact(result: Result, folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -119,6 +122,8 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
     source, family, shape = result.source, result.source.family, result.shapes[0]
     config = {key: value for key, value in result.raw_config.items() if key not in {"auto_map", "_name_or_path"}}
     config["transformers_version"] = transformers.__version__
+    if result.quantization is not None:
+        config["quantization_config"] = quantization_settings(result.quantization, family.head)
     head, embeddings = f"{family.head}.weight", f"{family.embeddings}.weight"
     drop_head = False
     size = family.dimensions(config)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from api_schemas.reports import BlockReport, CountBeforeAfter
-from compression.core.protocols import BlockResult, BlockStore, Method, Step, Walker
+from compression.core.grid import count_bytes, count_parameters
+from compression.core.protocols import BlockResult, BlockStore, Method, Step, Streamed, Walker
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from preflight.families import Dimensions
@@ -26,7 +27,7 @@ def chunks(hidden: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def run_block_(model: StreamedModel, block: nn.Module, index: int, hidden: Tensor) -> None:
+def run_block_(model: Streamed, block: nn.Module, index: int, hidden: Tensor) -> None:
     """Replace hidden states by the block's outputs, in place."""
     for part in chunks(hidden):
         hidden[part] = model.forward(block, hidden[part], index)
@@ -59,35 +60,37 @@ def profile(
 
 
 @torch.inference_mode()
-def compress_blocks(model: StreamedModel, walker: Walker, store: BlockStore) -> Iterator[BlockReport]:
+def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: int = 0) -> Iterator[BlockReport]:
     """Walk the decoder once: solve block i, keep it, and hand its outputs to block i + 1.
 
     Args:
-        model: the original.
+        model: what the step starts from.
         walker: hidden states with a method.
         store: where finished blocks are kept; blocks it has are passed, not solved again.
+        step: number of the recipe's step, for the report.
     """
     for index in range(model.blocks):
         result = store.get(index)
         if result is None:
             started = time.perf_counter()
             state = model.block_state(index)
-            result = _result(index, state, walker.solve_(index, state), started)
+            result = _result(step, index, state, walker.solve_(index, state), started)
             store.put(result)
         else:
             walker.replay_(index, result)
         yield result.report
 
 
-def _result(index: int, state: dict[str, Tensor], step: Step, started: float) -> BlockResult:
+def _result(number: int, index: int, state: dict[str, Tensor], step: Step, started: float) -> BlockResult:
     new = step.solution.state
-    before = sum(tensor.numel() for tensor in state.values())
-    after = sum(tensor.numel() for tensor in new.values() if tensor.is_floating_point())
+    before, after = count_parameters(state), count_parameters(new)
     report = BlockReport(
+        step=number,
         block=index,
         block_influence=step.block_influence,
         sparsity=1 - after / before,
         parameters=CountBeforeAfter(before=before, after=after),
+        bytes=CountBeforeAfter(before=count_bytes(state), after=count_bytes(new)),
         relative_output_error=step.relative_output_error,
         stream_error=step.stream_error,
         seconds=time.perf_counter() - started,

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from compression.core.grid import PACKED, SCALE, SHAPE
 from preflight.families import Dimensions, Family
 from preflight.families.parts import Fused
 
 KINDS = ("weight", "bias")
+ROWS = (*KINDS, PACKED, SCALE)  # what has one row for each output, and is fused along them
 
 
 def to_canonical(family: Family, size: Dimensions, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,13 +36,20 @@ def to_canonical(family: Family, size: Dimensions, stored: Mapping[str, Tensor])
 
 
 def to_stored(family: Family, size: Dimensions, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the stock class loads; `size` is that of the model they belong to, after compression."""
+    """The tensors that the stock class loads; `size` is that of the model they belong to, after compression.
+
+    Packed weights are joined as they are: each row is packed and scaled by itself.
+    """
     stored = dict(state)
     for fused in family.fused:
-        for kind in KINDS:
+        for kind in ROWS:
             names = [f"{part}.{kind}" for part in fused.parts]
             if names[0] in stored:
                 stored[f"{fused.stored}.{kind}"] = _join(fused, [stored.pop(name) for name in names], size.heads)
+        shapes = [stored.pop(f"{part}.{SHAPE}") for part in fused.parts if f"{part}.{SHAPE}" in stored]
+        if shapes:
+            rows = sum(int(shape[0]) for shape in shapes)
+            stored[f"{fused.stored}.{SHAPE}"] = torch.tensor([rows, int(shapes[0][1])])
     return {family.stored_block_name(name): tensor for name, tensor in _turned(family, stored).items()}
 
 

@@ -1,15 +1,17 @@
 """What the algorithms are handed from outside: a sink for progress and a store for finished blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from api_schemas.events import ProgressEvent
 from api_schemas.plans import BlockShape
 from api_schemas.reports import BlockReport, ModuleReport
 from compression.core.statistics import BlockStatistics
+from preflight.families import Dimensions, Family
 
 
 class Cancelled(Exception):
@@ -72,6 +74,37 @@ class Step:
     block_influence: float
     relative_output_error: float
     stream_error: float | None
+
+
+class Streamed(Protocol):
+    """A model that is run block by block: from a folder, or from finished blocks that are not yet written."""
+
+    @property
+    def family(self) -> Family:
+        """Its table."""
+
+    @property
+    def size(self) -> Dimensions:
+        """Its sizes; widths per block are not in it."""
+
+    @property
+    def blocks(self) -> int:
+        """How many decoder blocks there are."""
+
+    def block_state(self, index: int) -> dict[str, Tensor]:
+        """The canonical tensors of one block in storage dtype, named relative to it."""
+
+    def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
+        """The block at `index` with these weights, in float32."""
+
+    def forward(self, block: nn.Module, hidden: Tensor, index: int) -> Tensor:
+        """Run one block on `[windows, tokens, hidden]`."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids `[windows, tokens]` to hidden states `[windows, tokens, hidden]`."""
+
+    def head(self) -> AbstractContextManager[nn.Sequential]:
+        """Final norm and head: hidden states to logits."""
 
 
 class Walker(Protocol):

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 import compression.runtime  # noqa: F401 (registers the reduced families with the Auto classes)
 from api_schemas.errors import InvalidCheckpoint
 from compression.core.canonical import to_canonical
+from compression.core.grid import SCALE, SHAPE, unpacked
+from compression.core.pack_quantized import packed_bits
 from compression.core.tensors import read_tensor
 from compression.runtime.blocks import resize_block_
 from compression.runtime.models import REDUCED
@@ -58,6 +60,7 @@ class StreamedModel:
         self.config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        self._bits = packed_bits(getattr(self.config, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(
@@ -89,6 +92,13 @@ class StreamedModel:
         """How many decoder blocks there are."""
         return len(self._blocks)
 
+    @property
+    def parameters(self) -> int:
+        """How many there are: a tied head is stored once, packed weights count as what they stand for."""
+        floats = [entry for name, entry in self.tensors.items() if not name.endswith(SCALE) and entry.dtype[0] != "I"]
+        packed = [int(self.read(name).prod()) for name in self.tensors if name.endswith(SHAPE)]
+        return sum(entry.parameters for entry in floats) + sum(packed)
+
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype; a tied head answers with the embedding."""
         if name == f"{self.family.head}.weight" and name not in self.tensors:
@@ -98,9 +108,10 @@ class StreamedModel:
         return read_tensor(self.tensors[name])
 
     def block_state(self, index: int) -> dict[str, Tensor]:
-        """The canonical tensors of one block in their stored dtype, named relative to it."""
+        """The canonical tensors of one block in their stored dtype, named relative to it; packed ones are unpacked."""
         prefix = self.family.block_prefix(index)
         state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
+        state = state if self._bits is None else unpacked(state, self._bits)
         return state if self._reduced else to_canonical(self.family, self.size, state)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from api_schemas.errors import place_of
 from api_schemas.recipe import Recipe
 from modepress.client import Client
 
@@ -68,7 +69,7 @@ def build_recipe(
     try:
         return Recipe.model_validate(draft)
     except ValidationError as error:
-        raise typer.BadParameter(in_words(error)) from error
+        raise typer.BadParameter(in_words(error, draft)) from error
 
 
 def exports_of(said: list[str] | None) -> list[dict[str, str]] | None:
@@ -95,11 +96,14 @@ def _number_or_text(size: str | None) -> int | str | None:
     return int(size) if size is not None and size.isdecimal() else size
 
 
-def in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError, draft: Any = None) -> str:
     """Name each field that is wrong, and why."""
     # A list whose only item is wrong is also reported as too short: that helps nobody.
     told = [at for at in error.errors() if at["type"] != "too_short"] or error.errors()
-    return "; ".join(f"{'.'.join(str(part) for part in at['loc']) or 'recipe'}: {at['msg']}" for at in told)
+    places = [at["loc"] if draft is None else place_of(at["loc"], draft) for at in told]
+    return "; ".join(
+        f"{'.'.join(map(str, at)) or 'recipe'}: {one['msg']}" for at, one in zip(places, told, strict=True)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,11 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compression.methods.modegpt_decompositions import channels_of
-from compression.reload import expected_logits
 from preflight.shapes import dense_shape
 from tests.compression.kinds import CASES
 from tests.compression.stock_views import views
-from tests.compression.walks import Walk, random_tokens, step, walk
+from tests.compression.walks import Walk, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from api_schemas.errors import JobFailed
-from compression.reload import expected_logits, prove, run_probe
+from compression.reload import prove, run_probe
 from tests.compression.core.test_artifact import write
-from tests.compression.walks import Walk, random_tokens, step, walk
+from tests.compression.walks import Walk, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
 

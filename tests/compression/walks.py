@@ -12,7 +12,9 @@ from api_schemas.plans import BlockShape
 from compression.core.blockwise import OneStream, compress_blocks
 from compression.core.protocols import BlockResult
 from compression.core.streamed_model import StreamedModel
+from compression.core.unwritten_model import NarrowedModel
 from compression.methods.modegpt import Modegpt
+from compression.reload import logits_of
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import shapes_for
@@ -72,3 +74,9 @@ def walk(
     walker = OneStream(model, method, size, hidden, propagation=config.propagation)
     reports = list(compress_blocks(model, walker, kept))
     return Walk(model, method, kept, reports, dict(checkpoint.config), tokens)
+
+
+def expected_logits(
+    model: StreamedModel, method: Modegpt, store: MemoryBlockStore, tokens: torch.Tensor
+) -> torch.Tensor:
+    return logits_of(NarrowedModel(model, method, store), tokens)

@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from api_schemas.methods import MethodConfig
 from api_schemas.models import ModelName
+from api_schemas.recipe import Recipe
 from workers.naming import compressed_name
 
 JOB = "job-0123456789abcdef01234567"
-STEP: MethodConfig = TypeAdapter(MethodConfig).validate_python({"method": "modegpt", "sparsity": 0.2})
+RECIPE = Recipe.model_validate({"steps": [{"method": "modegpt", "sparsity": 0.2}]})
 
 
 def name(model: str = "smol", suffix: str | None = None, taken: frozenset[str] = frozenset()) -> str:
-    made = compressed_name(model, STEP, suffix, JOB, taken.__contains__)
+    made = compressed_name(model, RECIPE, suffix, JOB, taken.__contains__)
     return TypeAdapter(ModelName).validate_python(made)
 
 
@@ -33,8 +33,14 @@ def test_the_method_or_the_suffix_names_it() -> None:
     ],
 )
 def test_a_target_names_it_too(target: dict[str, Any], label: str) -> None:
-    step = TypeAdapter(MethodConfig).validate_python({"method": "modegpt", "target": target})
-    assert compressed_name("smol", step, None, JOB, lambda _: False) == f"smol-modegpt-{label}-portable-012345"
+    asked = Recipe.model_validate({"steps": [{"method": "modegpt", "target": target}]})
+    assert compressed_name("smol", asked, None, JOB, lambda _: False) == f"smol-modegpt-{label}-portable-012345"
+
+
+def test_each_step_of_a_recipe_is_in_the_name() -> None:
+    steps = [{"method": "modegpt", "sparsity": 0.2, "layout": "full"}, {"method": "gptq", "bits": 8}]
+    made = compressed_name("smol", Recipe.model_validate({"steps": steps}), None, JOB, lambda _: False)
+    assert made == "smol-modegpt-20pct-full-gptq-int8-012345"
 
 
 def test_a_long_name_is_cut_so_that_the_digits_stay() -> None:
@@ -45,4 +51,4 @@ def test_a_long_name_is_cut_so_that_the_digits_stay() -> None:
 def test_a_taken_name_gets_more_digits() -> None:
     assert name(taken=frozenset({name()})) == "smol-modegpt-20pct-portable-0123456789ab"
     with pytest.raises(ValueError, match="every name"):
-        compressed_name("smol", STEP, None, JOB, lambda _: True)
+        compressed_name("smol", RECIPE, None, JOB, lambda _: True)

@@ -12,12 +12,11 @@ from compression.core.artifact import Result, longrope, sane_generation, write_a
 from compression.core.streamed_model import StreamedModel, tensors_of
 from compression.evaluation import final_states
 from compression.methods.modegpt_decompositions import keep_pairs
-from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import shapes_for
 from tests.compression.kinds import CASES
-from tests.compression.walks import Walk, random_tokens, step, walk
+from tests.compression.walks import Walk, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
 ALL = ["mlp", "query_key", "value_output"]

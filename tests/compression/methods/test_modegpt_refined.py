@@ -15,12 +15,11 @@ from compression.core.streamed_model import StreamedModel
 from compression.methods.modegpt import Modegpt
 from compression.methods.modegpt_prices import price_block
 from compression.methods.modegpt_refined import TwoStreams
-from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import block_costs, dense_shape, shapes_for
 from tests.compression.test_pipeline import hashes, recipe, run
-from tests.compression.walks import MemoryBlockStore, Walk, random_tokens, step
+from tests.compression.walks import MemoryBlockStore, Walk, expected_logits, random_tokens, step
 from tests.tiny_models import make_tiny_model, teach
 
 KINDS = [

@@ -18,14 +18,13 @@ from compression.methods.modegpt_decompositions import project_query_key
 from compression.methods.modegpt_prices import price_block
 from compression.methods.modegpt_refined import TwoStreams
 from compression.methods.modegpt_refined_mlp import expert_targets
-from compression.reload import expected_logits
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import block_costs, dense_shape, modules_of, shapes_for
 from tests.compression.kinds import CASES
 from tests.compression.methods.test_families import starve
 from tests.compression.methods.test_modegpt_refined import refined_walk
-from tests.compression.walks import MemoryBlockStore, random_tokens, step, walk
+from tests.compression.walks import MemoryBlockStore, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
 # One of each kind of block.

@@ -1,0 +1,125 @@
+"""The walk for methods that solve a block's linears one group after the other, each behind those solved before it.
+
+Query, key and value read one input and are solved together, then output, then gate and up, then down: each group is
+observed in the block whose earlier linears are already replaced ("true sequential" in GPTQ's code). A block is
+calibrated on the outputs of the blocks before it as they have become.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from api_schemas.reports import ModuleReport
+from compression.core.blockwise import chunks, run_block_
+from compression.core.grid import Quantized, packed_tensors, unpacked
+from compression.core.protocols import BlockResult, Solution, Step, Streamed
+from compression.core.statistics import RunningGram, RunningInfluence
+from preflight.quantization import linear_groups
+
+
+@dataclass(frozen=True)
+class SolvedLinear:
+    """One weight, quantised.
+
+    Attributes:
+        quantized: codes and scales.
+        damping: in units of the mean diagonal of the inputs' correlation; 0 where nothing was factorised.
+        fallback: what was done another way than asked.
+    """
+
+    quantized: Quantized
+    damping: float = 0.0
+    fallback: str | None = None
+
+
+class LinearMethod(Protocol):
+    """A paper that quantises one weight at a time."""
+
+    stage: ClassVar[str]
+    bits: int
+
+    def solve(self, weight: Tensor, correlation: Tensor, dtype: torch.dtype) -> SolvedLinear:
+        """Quantise a weight.
+
+        Args:
+            weight: `[out, in]` float64.
+            correlation: `E[x xᵀ]` of its inputs, `[in, in]` float64; zero where no token reached it.
+            dtype: of the scales.
+        """
+
+
+class LinearStream:
+    """Hidden states of one model: a block's linears are observed on them, solved, and the block passed."""
+
+    def __init__(self, model: Streamed, method: LinearMethod, hidden: Tensor) -> None:
+        """Start at the embeddings.
+
+        Args:
+            model: what the step starts from.
+            method: what is done to a linear.
+            hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
+        """
+        self.model, self.method, self.hidden = model, method, hidden
+
+    def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
+        """Solve the linears of one block and pass it."""
+        block, new = self.model.block(index, state), dict(state)
+        influence = RunningInfluence()
+        start = self.hidden[next(chunks(self.hidden))].clone()
+        first = self.model.forward(block, start, index)
+        rows: list[ModuleReport] = []
+        for group in linear_groups(self.model.family, self.model.size):
+            gram = self._observe(block, index, group[0], influence if not rows else None)
+            rows += [self._solve_linear_(block, new, linear, gram) for linear in group]
+        error = self.model.forward(block, start, index) - first
+        run_block_(self.model, block, index, self.hidden)
+        lost = float(error.norm() / (first - start).norm().clamp_min(1e-30))
+        return Step(Solution(new, tuple(rows)), influence.value(), lost, None)
+
+    def replay_(self, index: int, result: BlockResult) -> None:
+        """Pass a block that an earlier attempt finished."""
+        block = self.model.block(index, unpacked(result.state, self.method.bits))
+        run_block_(self.model, block, index, self.hidden)
+
+    def _observe(self, block: nn.Module, index: int, linear: str, influence: RunningInfluence | None) -> RunningGram:
+        """Second moments of what reaches `linear`, over all chunks."""
+        module = block.get_submodule(linear)
+        assert isinstance(module, nn.Linear)  # noqa: S101 (canonical blocks have no other)
+        gram = RunningGram(1, module.in_features)
+        handle = module.register_forward_pre_hook(lambda _module, inputs: gram.add(inputs[0]))
+        try:
+            for part in chunks(self.hidden):
+                output = self.model.forward(block, self.hidden[part], index)
+                if influence is not None:
+                    influence.add(self.hidden[part], output)
+        finally:
+            handle.remove()
+        return gram
+
+    def _solve_linear_(self, block: nn.Module, new: dict[str, Tensor], linear: str, gram: RunningGram) -> ModuleReport:
+        """Replace one linear in the block and in its tensors; says what that costs."""
+        stored = new.pop(f"{linear}.weight")
+        weight, correlation = stored.double(), gram.mean()[0]
+        solved = self.method.solve(weight, correlation, stored.dtype)
+        plain = solved.quantized.dequantized()
+        block.get_submodule(linear).weight = nn.Parameter(plain.float(), requires_grad=False)
+        new.update(packed_tensors(linear, solved.quantized, self.method.bits))
+        return ModuleReport(
+            module=linear,
+            width_before=weight.shape[1],
+            width_after=weight.shape[1],
+            relative_output_error=relative_error(weight, plain.double(), correlation),
+            damping=solved.damping,
+            bits=self.method.bits,
+            fallback=solved.fallback,
+            coverage=(gram.tokens,) if self.model.family.experts else None,
+        )
+
+
+def relative_error(weight: Tensor, approximation: Tensor, correlation: Tensor) -> float:
+    """‖X(W−Ŵ)ᵀ‖/‖XWᵀ‖ from the inputs' correlation; 0 where no token was seen."""
+    lost = weight - approximation
+    whole = torch.sum((weight @ correlation) * weight)
+    return float((torch.sum((lost @ correlation) * lost).clamp_min(0) / whole.clamp_min(1e-300)).sqrt())

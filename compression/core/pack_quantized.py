@@ -1,0 +1,41 @@
+"""How an artifact's configuration says that its linears are packed: compressed-tensors, format `pack-quantized`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from api_schemas.methods import QuantizationConfig
+
+
+def quantization_settings(step: QuantizationConfig, head: str) -> dict[str, Any]:
+    """The `quantization_config` that transformers and vLLM read.
+
+    Args:
+        step: bits and groups.
+        head: name of the one linear that is not packed.
+    """
+    weights = {
+        "num_bits": step.bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "channel" if step.group_size is None else "group",
+        "group_size": step.group_size,
+        "dynamic": False,
+        "actorder": None,
+        "block_structure": None,
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": [head],
+        "kv_cache_scheme": None,
+    }
+
+
+def packed_bits(settings: Mapping[str, Any] | None) -> int | None:
+    """The bits of a code that a `quantization_config` of ours names; None where nothing is quantised."""
+    if not settings:
+        return None
+    return int(settings["config_groups"]["group_0"]["weights"]["num_bits"])

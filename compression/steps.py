@@ -1,0 +1,92 @@
+"""The steps of a recipe, one walk each: the second starts from what the first has made, also after a kill.
+
+structure  narrows the blocks of the original                     blocks under the store's own folder
+quantize   codes for the linears of what is there by then        blocks under `quantized` inside it
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from api_schemas.methods import GptqConfig, QuantizationConfig
+from api_schemas.plans import BlockShape
+from api_schemas.recipe import Recipe
+from api_schemas.reports import BlockReport
+from compression.core.block_store import FolderBlockStore
+from compression.core.blockwise import compress_blocks
+from compression.core.linear_walk import LinearMethod, LinearStream
+from compression.core.protocols import BlockStore, Streamed, Walker
+from compression.core.unwritten_model import NarrowedModel, QuantizedModel
+from compression.methods.gptq import Gptq
+from compression.methods.round_to_nearest import RoundToNearest
+from compression.planning import choose_method, choose_walker
+from compression.prepare import Prepared
+from compression.stages import Stages
+from preflight.targets import require_met, settled
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the steps have made, before it is written.
+
+    Attributes:
+        model: streams as the artifact will.
+        shapes: widths of its blocks.
+        blocks: its finished blocks, as they are to be stored.
+        reports: of all blocks of the first step, then of the second.
+    """
+
+    model: Streamed
+    shapes: Sequence[BlockShape]
+    blocks: BlockStore
+    reports: tuple[BlockReport, ...]
+
+
+def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Made:
+    """Walk once for each step; what an earlier attempt finished is not solved again."""
+    model: Streamed = ready.model
+    shapes: Sequence[BlockShape] = ready.plan.blocks
+    reports: list[BlockReport] = []
+    last, total = store, len(recipe.steps)
+    if recipe.structure is not None:
+        exact = settled(recipe, ready.plan.sparsity_requested)
+        method = choose_method(exact, ready, store, stages)
+        require_met(ready.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
+        with stages.stage("compressing", f"compressing {model.blocks} blocks"):
+            walker = choose_walker(exact, ready, method, store)
+            reports += _walk(model, walker, store, stages, 0, total)
+        model, shapes = NarrowedModel(ready.model, method, store), method.shapes
+    if (step := recipe.quantization) is not None:
+        last = FolderBlockStore(store.folder / "quantized")
+        with stages.stage("quantizing", f"quantising the linears of {model.blocks} blocks by {step.method}"):
+            stream = LinearStream(model, linear_method(step), model.embed(ready.calibration.tokens))
+            reports += _walk(model, stream, last, stages, total - 1, total)
+        model = QuantizedModel(model, last, step.bits)
+    return Made(model, shapes, last, tuple(reports))
+
+
+def linear_method(step: QuantizationConfig) -> LinearMethod:
+    """The method that a step names."""
+    return Gptq(step) if isinstance(step, GptqConfig) else RoundToNearest(step)
+
+
+def _walk(
+    model: Streamed, walker: Walker, store: BlockStore, stages: Stages, number: int, total: int
+) -> list[BlockReport]:
+    reports: list[BlockReport] = []
+    said = f"step {number + 1} of {total}, " if total > 1 else ""
+    for report in compress_blocks(model, walker, store, number):
+        reports.append(report)
+        done = f"{report.sparsity:.1%} removed" if stages.name == "compressing" else f"{_shrunk(report):.1%} smaller"
+        stages.block(
+            f"{said}block {report.block + 1} of {model.blocks}: {done}, error {report.relative_output_error:.3f}",
+            report.block,
+            model.blocks,
+            step=number,
+            seconds=report.seconds,
+            relative_output_error=report.relative_output_error,
+        )
+    return reports
+
+
+def _shrunk(report: BlockReport) -> float:
+    return 1 - report.bytes.after / report.bytes.before
