@@ -70,9 +70,7 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             facts["greedy_text"] = tokenizer.decode(written[0, prompt.shape[1] :])
         facts["peak_memory_bytes"] = _peak_rss_bytes()
         if arguments.logits:
-            if getattr(model, "hf_quantizer", None) is not None:
-                model(tokens[:, :1])  # packed weights are unpacked in the first pass, in their stored dtype
-            logits = torch.nn.Module.float(model)(tokens).logits[0]  # stock `.float()` refuses packed models, even then
+            logits = _logits(model, tokens)
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
     return facts
 
@@ -87,6 +85,15 @@ def hide_project() -> None:
     """Make importing this project fail in this process, also where it is installed beside torch."""
     for name in OURS:
         sys.modules[name] = None  # type: ignore[assignment]  # the import system raises ModuleNotFoundError
+
+
+def _logits(model: Any, tokens: Any) -> Any:
+    """Logits `[tokens, vocabulary]` in float32."""
+    from torch import nn
+
+    if getattr(model, "hf_quantizer", None) is not None:
+        model(tokens[:, :1])  # packed weights are unpacked in the first pass, in their stored dtype
+    return nn.Module.float(model)(tokens).logits[0]  # stock `.float()` refuses packed models, even then
 
 
 def _peak_rss_bytes() -> int:

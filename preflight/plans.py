@@ -83,11 +83,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         flops=operations,
         **_time(operations, flops_per_second),
         runtimes=quantized_runtimes(family, checkpoint.config, recipe, shapes, runtimes),
-        notes=(
-            *_notes(family, checkpoint.config, step),
-            *settled_by(asked, step),
-            *row_notes(recipe, size, shapes),
-        ),
+        notes=_notes(family, checkpoint.config, step) + settled_by(asked, step) + row_notes(recipe, size, shapes),
         warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
     )

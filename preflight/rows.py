@@ -67,11 +67,11 @@ def row_warnings(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape],
     ]
 
 
-def row_notes(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape]) -> list[str]:
+def row_notes(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape]) -> tuple[str, ...]:
     """What the rank of reduced attention in layout `portable` will cost where somebody quantises the result later."""
     rank = shapes[0].query_key_rank
     if recipe.layout != "portable" or rank == size.head_dim:
-        return []
+        return ()
     missed = []
     if size.heads * rank % BLOCK_ROW:
         missed.append(f"llama.cpp keeps heads × rank {size.heads * rank} in 16 bits (wants multiples of {BLOCK_ROW})")
@@ -83,7 +83,7 @@ def row_notes(recipe: Recipe, size: Dimensions, shapes: Sequence[BlockShape]) ->
     fitting = [r for r in range(2, size.head_dim, 2) if _fits(size, r)]
     nearest = sorted(fitting, key=lambda one: abs(one - rank))[:2]
     better = f"; ranks that fit both: {', '.join(map(str, sorted(nearest)))}" if missed and nearest else ""
-    return [f"kernel_rows: when quantised, {'; '.join(missed)}{better}"] if missed else []
+    return (f"kernel_rows: when quantised, {'; '.join(missed)}{better}",) if missed else ()
 
 
 def _fits(size: Dimensions, rank: int) -> bool:
