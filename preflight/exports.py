@@ -51,6 +51,9 @@ def gguf_refusals(
         layout: of the artifact.
         reduced_attention: whether heads have lost rotary pairs.
     """
+    if config.get("quantization_config"):
+        yield "export_of_codes", "its weights are packed; export the model from before it was quantised"
+        return
     architecture = architecture_for(family.name, layout)
     if architecture is None:
         yield "gguf_family", f"llama.cpp has no architecture for {family.name} in layout {layout!r}; leave it out"

@@ -35,7 +35,8 @@ def quantization_settings(step: QuantizationConfig, head: str) -> dict[str, Any]
 
 
 def packed_bits(settings: Mapping[str, Any] | None) -> int | None:
-    """The bits of a code that a `quantization_config` of ours names; None where nothing is quantised."""
-    if not settings:
+    """The bits of a code that a `quantization_config` of this format names; None for others, and without one."""
+    if not settings or settings.get("format") != "pack-quantized":
         return None
-    return int(settings["config_groups"]["group_0"]["weights"]["num_bits"])
+    group: Mapping[str, Any] = next(iter(settings["config_groups"].values()))
+    return int(group["weights"]["num_bits"])

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compression.runtime  # noqa: F401  (registers the layouts of compressed models with transformers)
 from api_schemas.errors import InvalidCheckpoint, Unavailable
+from compression.core.grid import PACKED, WORD_BITS
+from compression.core.pack_quantized import packed_bits
 from preflight.checkpoint import Checkpoint, open_checkpoint
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
 from workers.inference.registry import ModelSource
@@ -29,11 +31,13 @@ class LoadPlan:
         source: which model.
         precision: the number format it will have.
         bytes: what its tensors will occupy.
+        packed: whether weights are stored as codes, which are unpacked while it is loaded.
     """
 
     source: ModelSource
     precision: Precision
     bytes: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,16 @@ def plan_load(source: ModelSource) -> LoadPlan:
     precision = choose_precision(
         stored_dtype(_parameters_by_dtype(checkpoint)), "cuda" if torch.cuda.is_available() else "cpu", cpu_flags()
     )
+    bits = packed_bits(checkpoint.config.get("quantization_config"))
     size = sum(
-        entry.parameters * precision.dtype.itemsize if entry.dtype in STORED else entry.bytes
-        for entry in checkpoint.tensors.values()
+        entry.parameters * WORD_BITS // bits * precision.dtype.itemsize
+        if bits is not None and name.endswith(PACKED)
+        else entry.parameters * precision.dtype.itemsize
+        if entry.dtype in STORED
+        else entry.bytes
+        for name, entry in checkpoint.tensors.items()
     )
-    return LoadPlan(source, precision, size)
+    return LoadPlan(source, precision, size, packed=bits is not None)
 
 
 def load(plan: LoadPlan) -> LoadedModel:
@@ -125,12 +134,15 @@ def _load_weights(plan: LoadPlan) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             plan.source.folder,
-            dtype=plan.precision.dtype,
+            dtype=plan.precision.stored if plan.packed else plan.precision.dtype,
             trust_remote_code=False,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
+        if plan.packed:
+            _unpack_(model)
+            model = torch.nn.Module.to(model, plan.precision.dtype)  # stock `.to` refuses packed models, even then
         model = model.to(plan.precision.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         message = f"no memory left to load '{plan.source.id}' ({plan.bytes} bytes); unload others or use a smaller one"
@@ -145,6 +157,12 @@ def _load_weights(plan: LoadPlan) -> Any:
     if info["unexpected_keys"]:
         logger.warning("%s: %d tensors have no place in the model", plan.source.id, len(info["unexpected_keys"]))
     return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _unpack_(model: Any) -> None:
+    """Turn codes into weights of the stored format, which compressed-tensors does in a first forward pass."""
+    model(torch.zeros(1, 1, dtype=torch.long), use_cache=False)
 
 
 def _load_tokenizer(source: ModelSource) -> Any:
