@@ -64,7 +64,7 @@ class Moments:
 
     def towards(self, weight: Tensor, bias: Tensor | None) -> "Moments":
         """The same with targets `t @ weightᵀ + bias`; their energy is not known and reads NaN."""
-        shift = torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias
+        shift = weight.new_zeros(len(weight)) if bias is None else bias
         return replace(
             self,
             cross=self.cross @ weight.T + torch.outer(self.input_mean, shift),
@@ -161,7 +161,7 @@ class RunningCross:
         `weights [..., 1]` count tokens differently: a token's square error is multiplied by its weight's square.
         """
         a, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
-        ones = torch.ones(len(a), 1, dtype=a.dtype) if weights is None else weights.reshape(-1, 1)
+        ones = a.new_ones(len(a), 1) if weights is None else weights.reshape(-1, 1)
         self._chunks += 1
         self._folds[self._chunks % HELD_OUT == 0].add(a * ones, t * ones, ones)
 

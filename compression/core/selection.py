@@ -48,9 +48,11 @@ def removal_order(C: Tensor, D: Tensor, metric: Tensor | None, multiple: int = 1
     count = len(C)
     batch = max(multiple, multiple * round(count / BATCHES / multiple))
     floor = FLOOR * C.diagonal().mean()
-    inverse = torch.cholesky_inverse(factorize(C + floor * torch.eye(count, dtype=C.dtype), "MLP correlation").lower)
+    inverse = torch.cholesky_inverse(
+        factorize(C + floor * torch.eye(count, dtype=C.dtype, device=C.device), "MLP correlation").lower
+    )
     W = D if metric is None else symmetric_factor(metric).T @ D
-    alive, removed = torch.arange(count), []
+    alive, removed = torch.arange(count, device=C.device), []
     widths, losses = [count], [0.0]
     while len(alive) > batch:
         saliency = W.square().sum(dim=0) / inverse.diagonal()
@@ -59,7 +61,7 @@ def removal_order(C: Tensor, D: Tensor, metric: Tensor | None, multiple: int = 1
         price = torch.sum((W[:, going] @ torch.linalg.inv(inverse[going][:, going])) * W[:, going])
         W = W - W[:, going] @ pulled
         inverse = inverse - inverse[:, going] @ pulled
-        staying = torch.ones(len(alive), dtype=torch.bool)
+        staying = torch.ones_like(alive, dtype=torch.bool)
         staying[going] = False
         removed.append(alive[going])
         alive, W, inverse = alive[staying], W[:, staying], inverse[staying][:, staying]

@@ -184,7 +184,7 @@ def not_refitted(experts: Sequence[int], width: int) -> str | None:
 
 def _choose(channels: Tensor, scores: Tensor, kept: Tensor, width: int) -> QueryKey:
     """Selection of channels as a map; what it loses is the energy of the pairs that are not kept."""
-    chosen = torch.eye(width, dtype=torch.float64)[:, channels]
+    chosen = torch.eye(width, dtype=torch.float64, device=channels.device)[:, channels]
     whole = float(scores.square().sum())
     return QueryKey(chosen, chosen, max(0.0, whole - float(scores[kept].square().sum())), whole, 0.0)
 

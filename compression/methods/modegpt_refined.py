@@ -76,6 +76,7 @@ class TwoStreams(Streams):
         query = self.family.attention.query
         running = RunningCross(self.size.hidden, self.size.hidden)
         taps = {"normed": query, "middle": self.family.mlp_norm}
+        self.norms = {half: dense.get_submodule(norm) for half, norm in self.post_norms.items()}
         with inputs_of(dense, {**taps, **self.post_norms}) as taken:
             for part in chunks(self.original):
                 output = self.model.forward(dense, self.original[part], index)

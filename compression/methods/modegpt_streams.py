@@ -5,8 +5,10 @@ inputs a, times a scale s, in some families through a norm P. The aim t of the r
 
     plain        y⁻ + s·L(a) = x⁺           t = (x⁺ − y⁻)/s, where y⁻ is the stream without the half, x⁺ the original
                                             after it; in a parallel block y⁻ has the other half in it
-    post-norm    y⁻ + P(L(a)) = x⁺          has no linear solution: P sets the length. t is what the original linear
-                                            said of the original stream
+    post-norm    y⁻ + P(L(a)) = x⁺          has no linear solution, since P sets the length. With u what the original
+                                            said of x, ρ its length and g the norm's gain, P moves by g δ/ρ when u moves
+                                            by δ. t = u + ρ g (x⁺ − y⁻ − P(u)) / (g² + ε mean g²): channel by channel
+                                            the δ that brings the stream back, damped where the norm lets little pass
     experts      y⁻ + s·Σ w_e L_e(a_e) = x⁺ each expert's own output and its share of what their sum lacks
 """
 
@@ -25,6 +27,7 @@ from compression.methods.modegpt import Modegpt
 
 METRIC_FLOOR = 1e-6  # of the mean diagonal: directions the loss never minded on the sample still count for something
 HALVES = ("attention", "mlp")
+POST_NORM_DAMPING = 0.1  # ε: a channel whose squared gain is far below the mean's tenth is left as it was
 
 
 class Streams:
@@ -35,6 +38,7 @@ class Streams:
         middle: x where the original's MLP reads it.
         compressed: y before the block; half way through it once attention is solved, in a sequential block.
         said: in families with post-norms, what each half's output linear says of the original stream.
+        norms: and those norms, of the block at hand.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Streams:
         post_norms = dict(zip(HALVES, method.family.post_norms, strict=False))
         self.post_norms: dict[str, str] = post_norms
         self.said = {half: torch.empty_like(hidden) for half in post_norms}
+        self.norms: dict[str, nn.Module] = {}
 
     def goal(self, half: str) -> Tensor:
         """The original stream where the effect of a half is judged."""
@@ -75,8 +80,9 @@ class Streams:
         goal = self.goal(half)[part]
         weights = token_weights(goal)
         if half in self.said:
-            said = self.said[half][part]
-            return said, weights * token_weights(said)  # the norm divides by the length of what is said
+            said, norm = self.said[half][part], self.norms[half]
+            shorter = token_weights(said)  # the norm divides by the length of what is said
+            return said + through_norm(norm, goal - rest - norm(said)) / shorter, weights * shorter
         return (goal - rest) / self.halves.scale, weights
 
     def target(self, aim: Tensor, inputs: Tensor, W: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,6 +105,12 @@ def correct_inputs(
         solves.append(folds.towards(W, b).refit(W, b, ridge))
         store(new, linear, solves[-1])
     return solves
+
+
+def through_norm(norm: nn.Module, wanted: Tensor) -> Tensor:
+    """What has to be added before an RMS norm, in lengths of its input, for about `wanted` to be added after it."""
+    gain = norm(torch.ones_like(wanted[..., :1, :]))
+    return wanted * gain / (gain.square() + POST_NORM_DAMPING * gain.square().mean())
 
 
 def token_weights(stream: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from compression.core.halves import Heard
 from compression.core.refit import refit
+from compression.core.selection import FLOOR, removal_order
 from compression.core.sensitivity import Metrics, walk_backward
 from compression.core.statistics import RunningInfluence
 from compression.core.streamed_model import StreamedModel
@@ -74,7 +75,7 @@ def test_the_compressed_stream_is_what_the_written_blocks_compute(
 
 def at_second_block(folder: Path, tokens: torch.Tensor, **settings: Any) -> tuple[TwoStreams, Any]:
     """A walk that stands before block 1, with streams that differ, and the original block."""
-    config = step(mode="refined", layout="full", allocation="uniform", metric="plain", sparsity=0.4, **settings)
+    config = step(mode="refined", layout="full", allocation="uniform", metric="plain", **{"sparsity": 0.4, **settings})
     checkpoint = open_checkpoint(folder)
     family = resolve(checkpoint.config)
     model = StreamedModel(folder, family, checkpoint.tensors)
@@ -97,7 +98,7 @@ def originals(folder: Path, tokens: torch.Tensor, places: dict[str, str]) -> dic
 
 
 @pytest.mark.parametrize("half", ["attention", "mlp"])
-@pytest.mark.parametrize(("kind", "settings"), CASES)
+@pytest.mark.parametrize(("kind", "settings"), [case for case in CASES if not case[0].startswith("gemma")])
 @torch.inference_mode()
 def test_a_half_that_said_its_aim_would_bring_the_stream_back(
     tmp_path: Path, kind: Any, settings: dict[str, Any], half: str
@@ -105,7 +106,7 @@ def test_a_half_that_said_its_aim_would_bring_the_stream_back(
     """The block runs on the compressed stream with the aims put into the mouths of its output linears.
 
     It then ends on the original stream of the stock model: whatever the residual's form and scale, and whoever shares
-    the output. Through a post-norm there is no such aim: there it is what the stock linear says of the stock stream.
+    the output. Through a post-norm there is no such aim; see the next test.
     """
     folder, tokens = make_tiny_model(tmp_path, kind, layers=3, **trimmed(kind, settings)), random_tokens(3, 20)
     walker, dense = at_second_block(folder, tokens)
@@ -114,12 +115,6 @@ def test_a_half_that_said_its_aim_would_bring_the_stream_back(
     assert float((walker.compressed - walker.original).norm() / walker.original.norm()) > 0.01
     block, after = f"{family.blocks}.1", f"{family.blocks}.2.{family.norms[0]}"
     places = {"end": after, "half": f"{block}.{family.mlp_norm}"}
-    if kind.startswith("gemma"):
-        norm = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}[half]
-        seen = originals(folder, tokens, {"said": f"{block}.{norm}"})
-        aim, _ = walker.aim(half, slice(None), walker.compressed)
-        torch.testing.assert_close(aim, seen["said"], rtol=1e-4, atol=1e-4)
-        return
     seen = originals(folder, tokens, places)
     if half == "attention":
         heard = halves.without_attention_output(dense, walker.compressed, 1)
@@ -136,6 +131,34 @@ def test_a_half_that_said_its_aim_would_bring_the_stream_back(
         speak_up(walker, dense, heard, aim)
         got, wanted = halves.finish(dense, middle, 1), seen["end"]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("half", ["attention", "mlp"])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text"])
+@torch.inference_mode()
+def test_through_a_norm_the_aim_moves_what_was_said_towards_the_original_stream(
+    tmp_path: Path, kind: Any, half: str
+) -> None:
+    """Against its definition from the stock model's own states; where the streams are one, it is what was said."""
+    folder, tokens = make_tiny_model(tmp_path, kind, layers=3, **trimmed(kind, {})), random_tokens(3, 20)
+    walker, dense = at_second_block(folder, tokens)
+    block = f"{walker.family.blocks}.1"
+    name = {"attention": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}[half]
+    norm, gain = dense.get_submodule(name), 1 + dense.get_submodule(name).weight
+    after = f"{block}.pre_feedforward_layernorm" if half == "attention" else f"{walker.family.blocks}.2.input_layernorm"
+    seen = originals(folder, tokens, {"said": f"{block}.{name}", "goal": after})
+    before = walker.compressed.clone()
+    walker._pass_original_(dense, 1, RunningInfluence())
+    rest = before if half == "attention" else walker.halves.half_way(dense, before, 1)
+    aim, weights = walker.aim(half, slice(None), rest)
+    length, lacking = seen["said"].square().mean(-1, keepdim=True).sqrt(), seen["goal"] - rest - norm(seen["said"])
+    moved = length * lacking * gain / (gain**2 + 0.1 * (gain**2).mean())
+    torch.testing.assert_close(aim, seen["said"] + moved, rtol=1e-3, atol=1e-3)
+    stream = seen["goal"].square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(weights, 1 / (length * stream), rtol=1e-3, atol=1e-4)
+    assert float((rest + norm(aim) - seen["goal"]).norm()) < 0.9 * float(lacking.norm())
+    whole, _ = walker.aim(half, slice(None), seen["goal"] - norm(seen["said"]))
+    torch.testing.assert_close(whole, seen["said"], rtol=1e-4, atol=1e-4)
 
 
 def trimmed(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -329,3 +352,109 @@ def test_routing_is_the_mean_square_of_the_routers_weights(tmp_path: Path) -> No
         model(tokens)
     by_expert = torch.zeros(60, 3).scatter(1, told[0], told[1])
     torch.testing.assert_close(torch.tensor(found[1].routing), by_expert.square().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def solved_with_whole_mlps(folder: Path, tokens: torch.Tensor, **settings: Any) -> tuple[TwoStreams, Any, Any, Any]:
+    """Block 1 solved with narrower attention only: walker, original block, its new tensors, y where its MLP reads."""
+    walker, dense = at_second_block(folder, tokens, modules=["value_output"], sparsity=0.05, **settings)
+    before, old = walker.compressed.clone(), walker.model.block_state(1)
+    new = walker.solve_(1, old).solution.state
+    assert walker.method.shapes[1].mlp_width == walker.size.mlp_width
+    return walker, dense, new, walker.halves.half_way(walker.narrow(1, new), before, 1)
+
+
+@pytest.mark.parametrize(("kind", "settings"), FAMILIES)
+@torch.inference_mode()
+def test_what_reads_the_mlps_input_says_of_one_stream_what_it_said_of_the_other(
+    tmp_path: Path, kind: Any, settings: dict[str, Any]
+) -> None:
+    """Gate, up and routers against a re-fit from both streams' normed states, in float64."""
+    folder, tokens = make_tiny_model(tmp_path, kind, **settings), random_tokens(8, 32)
+    walker, dense, new, middle = solved_with_whole_mlps(folder, tokens, input_ridge=0.05)
+    old, family = walker.model.block_state(1), walker.family
+    x, y = (
+        walker.halves.mlp_inputs(dense, stream, 1).double().reshape(-1, walker.size.hidden)
+        for stream in (walker.middle, middle)
+    )
+    linears = [linear for mlp in family.mlps(walker.size) for linear in mlp.inputs]
+    for linear in [*linears, *([family.experts.router] if family.experts else [])]:
+        W, affine = old[f"{linear}.weight"].double(), f"{linear}.bias" in old
+        b = old[f"{linear}.bias"].double() if affine else torch.zeros_like(W[:, 0])
+        centre = y.mean(0) if affine else torch.zeros_like(y[0])
+        target = x @ W.T + b
+        shift = target.mean(0) if affine else torch.zeros_like(b)
+        fitted, _ = refit((y - centre).T @ (y - centre) / len(y), (y - centre).T @ (target - shift) / len(y), W, 0.05)
+        torch.testing.assert_close(new[f"{linear}.weight"].double(), fitted, rtol=1e-3, atol=1e-4)
+        if affine:
+            torch.testing.assert_close(new[f"{linear}.bias"].double(), shift - fitted @ centre, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+@torch.inference_mode()
+def test_each_expert_is_refitted_to_its_share_on_the_tokens_it_sees(tmp_path: Path, kind: Any) -> None:
+    """Against a solve from the router's own decisions, by the definition of the aim, in float64."""
+    folder, tokens = make_tiny_model(tmp_path, kind, norm_topk_prob=False), random_tokens(8, 32)
+    walker, _, new, middle = solved_with_whole_mlps(folder, tokens, output_ridge=0.05)
+    old, family, size = walker.model.block_state(1), walker.family, walker.size
+    downs = {f"{mlp.down}.weight" for mlp in family.mlps(size)}
+    block = walker.narrow(1, {name: old[name] if name in downs else tensor for name, tensor in new.items()})
+    told: list[torch.Tensor] = []
+    block.get_submodule(family.experts.module).register_forward_pre_hook(lambda _m, inputs: told.extend(inputs))
+    now = walker.halves.finish(block, middle, 1)
+    states, chosen, weights = told
+    goal = model_stream(folder, tokens, 2)
+    lacking = (goal - now).double().reshape(-1, size.hidden)
+    length = goal.double().reshape(-1, size.hidden).square().mean(1, keepdim=True).sqrt()
+    for expert, names in enumerate(family.mlps(size)):
+        mine = (chosen == expert).any(dim=1)
+        w = (weights * (chosen == expert)).sum(1, keepdim=True)[mine].double()
+        gate, up = (states[mine] @ new[f"{name}.weight"].T for name in names.inputs)
+        units = (torch.nn.functional.silu(gate) * up).double()
+        D = old[f"{names.down}.weight"].double()
+        target = units @ D.T + w / weights[mine].double().square().sum(1, keepdim=True) * lacking[mine]
+        rows = w / length[mine]
+        gram, cross = (units * rows).T @ (units * rows), (units * rows).T @ (target * rows)
+        mass = float(rows.square().sum())
+        fitted, _ = refit(gram / mass, cross / mass, D, 0.05)
+        torch.testing.assert_close(new[f"{names.down}.weight"].double(), fitted, rtol=1e-3, atol=1e-4)
+
+
+def model_stream(folder: Path, tokens: torch.Tensor, blocks: int) -> torch.Tensor:
+    """The stock model's hidden states after so many of its blocks, of which there are no more."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    seen: list[torch.Tensor] = []
+    model.model.norm.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    model(tokens)
+    assert model.config.num_hidden_layers == blocks
+    return seen[0]
+
+
+def test_the_price_of_experts_is_the_sum_of_what_each_costs_at_its_routing(tmp_path: Path) -> None:
+    """At the least width by hand: ½ E[w²] times the residual of removing the same units, added up over experts."""
+    folder, tokens = make_tiny_model(tmp_path, "mixtral", intermediate=96, num_local_experts=4), random_tokens(4, 40)
+    starve(folder)  # of four experts the first two win most tokens
+    checkpoint = open_checkpoint(folder)
+    family = resolve(checkpoint.config)
+    size, costs = family.dimensions(checkpoint.config), block_costs(family, checkpoint.config)
+    streamed = StreamedModel(folder, family)
+    config = step(mode="refined", layout="full", round_to=8, sparsity=0.3)
+    method = Modegpt(config, family, size, shapes_for(family, checkpoint.config, config))
+    seen: dict[int, Any] = {}
+
+    def visit(index: int, block: Any, inputs: Any, statistics: Any, metrics: Metrics) -> None:
+        price = price_block(streamed, method, costs, ("mlp",), index, block, inputs, statistics, metrics)["mlp"]
+        seen[index] = (price, statistics, metrics)
+
+    walk_backward(streamed, size, tokens, visit)
+    price, statistics, metrics = seen[1]
+    at = price.widths.index(48)
+    expected = 0.0
+    for names, gram, routing in zip(family.mlps(size), statistics.experts, metrics.routing, strict=True):
+        C, D = gram.mean()[0], streamed.block_state(1)[f"{names.down}.weight"].double()
+        kept = removal_order(C, D, metrics.mlp, 8).keep(48)
+        floor = FLOOR * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype)
+        C = C + floor
+        rest = C - C[:, kept] @ torch.linalg.solve(C[kept][:, kept], C[kept])
+        expected += routing * float(torch.sum(metrics.mlp * (D @ rest @ D.T))) / 2
+    assert price.prices[at] == pytest.approx(expected, rel=1e-4)
+    assert len(set(metrics.routing)) == 4
