@@ -2,7 +2,7 @@
 
 Each model has 4 blocks and 32 channels and is trained for a moment on Python's help texts. Printed is the mean KL, in
 nats per token, of the compressed model's predictions from the original's on other help texts, with 40 % of the blocks'
-parameters removed, layout full, the same widths in all blocks: mode reference, mode refined with `refit` local, refined.
+parameters removed, layout full, the same widths in all blocks: mode reference, refined with `refit` local, refined.
 """
 
 import sys
