@@ -151,6 +151,9 @@ class CompressionReport(Frozen):
     blocks: Annotated[tuple[BlockReport, ...], Field(description="all blocks of the first step, then of the second")]
     reload: ReloadProof
     exports: tuple[ExportReport, ...] = ()
+    removed_blocks: Annotated[
+        tuple[int, ...], Field(description="blocks of the original that went whole; `blocks` counts those that stayed")
+    ] = ()
     warnings: tuple[str, ...]
     files: dict[str, str]
     versions: dict[str, str]

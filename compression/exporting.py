@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from api_schemas.plans import BlockShape, Plan
+from api_schemas.plans import Plan
 from api_schemas.recipe import Recipe
 from api_schemas.reports import ExportReport
 from compression.core.artifact import SERVE, Result, seal, write_model
@@ -39,8 +39,8 @@ def write_result(
         ModepressError: what `write_exports` refuses.
     """
     result = Result(
-        source=ready.model,
-        raw_config=ready.checkpoint.config,
+        source=made.source.model,
+        raw_config=made.source.checkpoint.config,
         side_files=ready.checkpoint.side_files,
         blocks=made.blocks,
         shapes=made.shapes,
@@ -52,16 +52,17 @@ def write_result(
     if exports:
         write_durably(folder / SELF_TEST, _json(_self_test(ready, made)))
     write_durably(folder / SERVE, _json(_serving(ready.plan, exports)))
-    return seal(folder, _manifest(recipe, ready, made.shapes, model)), exports
+    return seal(folder, _manifest(recipe, ready, made, model)), exports
 
 
-def _manifest(recipe: Recipe, ready: Prepared, shapes: Sequence[BlockShape], model: str) -> dict[str, Any]:
+def _manifest(recipe: Recipe, ready: Prepared, made: Made, model: str) -> dict[str, Any]:
     return {
         "format": 1,
         "parent": model,
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": recipe_hash(recipe, model),
-        "blocks": [shape.model_dump() for shape in shapes],
+        "blocks": [shape.model_dump() for shape in made.shapes],
+        "removed_blocks": list(made.removed),
         "runtimes": [runtime.model_dump() for runtime in ready.plan.runtimes],
         "calibration": ready.calibration.use.model_dump(),
         "versions": versions(),

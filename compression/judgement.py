@@ -44,6 +44,7 @@ class Outcome:
     blocks: Sequence[BlockReport]
     files: dict[str, str]
     exports: Sequence[ExportReport]
+    removed: Sequence[int]
     proof: ReloadProof
     speed: MeasuredPair
     memory: MeasuredPair
@@ -65,7 +66,7 @@ def build_report(
         divergence=quality.divergence,
         parameters=CountBeforeAfter(before=plan.parameters_before, after=outcome.compressed.parameters),
         block_parameters=CountBeforeAfter(
-            before=sum(row.parameters.before for row in outcome.blocks if row.step == 0),
+            before=plan.block_parameters_before,
             after=sum(row.parameters.after for row in outcome.blocks if row.step == len(recipe.steps) - 1),
         ),
         bytes=CountBeforeAfter(before=_weight_bytes(ready.model.folder), after=_weight_bytes(outcome.target)),
@@ -76,10 +77,11 @@ def build_report(
         peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,
-        steps=_steps(recipe, ready, outcome.blocks),
+        steps=_steps(recipe, ready, outcome.blocks, len(outcome.removed)),
         blocks=tuple(outcome.blocks),
         reload=outcome.proof,
         exports=tuple(outcome.exports),
+        removed_blocks=tuple(outcome.removed),
         warnings=(*ready.warnings, *_fallbacks(outcome.blocks)),
         files=outcome.files,
         versions=versions(),
@@ -104,20 +106,25 @@ def judge(recipe: Recipe, report: CompressionReport) -> CompressionReport:
     )
 
 
-def _steps(recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport]) -> tuple[StepReport, ...]:
-    """Parameters and bytes of the whole model around each step: what is outside the blocks stays as it is."""
+def _steps(recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport], removed: int) -> tuple[StepReport, ...]:
+    """Parameters and bytes of the whole model around each step: what is outside the blocks stays as it is.
+
+    Blocks that went whole belong to the first step; all blocks of the original are of one size.
+    """
     own = [row for row in rows if row.step == 0]
-    parameters = ready.plan.parameters_before - sum(row.parameters.before for row in own)
-    outside = ready.plan.bytes_before - sum(row.bytes.before for row in own)
+    gone, gone_bytes = removed * own[0].parameters.before, removed * own[0].bytes.before
+    parameters = ready.plan.parameters_before - sum(row.parameters.before for row in own) - gone
+    outside = ready.plan.bytes_before - sum(row.bytes.before for row in own) - gone_bytes
     reports = []
     for number, step in enumerate(recipe.steps):
         own = [row for row in rows if row.step == number]
         counts = CountBeforeAfter(
-            before=parameters + sum(row.parameters.before for row in own),
+            before=parameters + sum(row.parameters.before for row in own) + (0 if number else gone),
             after=parameters + sum(row.parameters.after for row in own),
         )
         size = CountBeforeAfter(
-            before=outside + sum(row.bytes.before for row in own), after=outside + sum(row.bytes.after for row in own)
+            before=outside + sum(row.bytes.before for row in own) + (0 if number else gone_bytes),
+            after=outside + sum(row.bytes.after for row in own),
         )
         seconds = sum(row.seconds for row in own)
         reports.append(StepReport(method=step.method, parameters=counts, bytes=size, seconds=seconds))

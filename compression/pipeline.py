@@ -1,7 +1,8 @@
 """One compression from a model folder to a proven, measured artifact. The reader starts here.
 
 preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
-calibrating  only where the plan needs data: block influence, shared rotary pairs, what the loss minds
+calibrating  only where the plan needs data: blocks that go whole, block influence, shared rotary pairs, what the loss
+             minds
 compressing  the blockwise walk; finished blocks are durable and are not solved again
 quantizing   where the recipe asks for it: a second such walk, over what the first has made
 exporting    write the artifact beside its final place, and the foreign formats that were asked for into it
@@ -75,7 +76,9 @@ def compress(
     with stages.stage("evaluating", "measuring before and after"):
         compressed = StreamedModel(target, ready.family)
         quality = _evaluate(ready, compressed, stages)
-    outcome = Outcome(target, compressed, made.shapes, made.reports, hashes, exports, proof, speed, memory, quality)
+    outcome = Outcome(
+        target, compressed, made.shapes, made.reports, hashes, exports, made.removed, proof, speed, memory, quality
+    )
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 
 

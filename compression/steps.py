@@ -20,6 +20,7 @@ from compression.methods.gptq import Gptq
 from compression.methods.round_to_nearest import RoundToNearest
 from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared
+from compression.removal import remove_blocks
 from compression.stages import Stages
 from preflight.targets import require_met, settled
 
@@ -32,12 +33,16 @@ class Made:
         model: streams as the artifact will.
         shapes: widths of its blocks.
         blocks: its finished blocks, as they are to be stored.
+        source: what the first step started from: the original, or what removal has left of it.
+        removed: blocks of the original that went whole.
         reports: of all blocks of the first step, then of the second.
     """
 
     model: Streamed
     shapes: Sequence[BlockShape]
     blocks: BlockStore
+    source: Prepared
+    removed: tuple[int, ...]
     reports: tuple[BlockReport, ...]
 
 
@@ -47,10 +52,13 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
     shapes: Sequence[BlockShape] = ready.plan.blocks
     reports: list[BlockReport] = []
     last, total = store, len(recipe.steps)
+    asked, removed = ready, tuple[int, ...]()
     if recipe.structure is not None:
         exact = settled(recipe, ready.plan.sparsity_requested)
+        exact, ready, removed = remove_blocks(exact, asked, store, stages)
+        model = ready.model
         method = choose_method(exact, ready, store, stages)
-        require_met(ready.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
+        require_met(asked.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
         with stages.stage("compressing", f"compressing {model.blocks} blocks"):
             walker = choose_walker(exact, ready, method, store)
             reports += _walk(model, walker, store, stages, 0, total)
@@ -61,7 +69,7 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
             stream = LinearStream(model, linear_method(step), model.embed(ready.calibration.tokens))
             reports += _walk(model, stream, last, stages, total - 1, total)
         model = QuantizedModel(model, last, step.bits)
-    return Made(model, shapes, last, tuple(reports))
+    return Made(model, shapes, last, ready, removed, tuple(reports))
 
 
 def linear_method(step: QuantizationConfig) -> LinearMethod:

@@ -17,10 +17,11 @@ from preflight.exports import export_blockers, export_bytes
 from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
 from preflight.quantization import quantization_blockers, quantized_runtimes
+from preflight.removal import remaining_shapes, removal_blockers
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
 from preflight.rows import row_notes, row_warnings
 from preflight.runtimes import runtime_support
-from preflight.shapes import block_costs, dense_shape, modules_of, most_removable, shapes_for
+from preflight.shapes import block_costs, dense_shape, modules_of, most_removable
 from preflight.step_plans import step_plans
 from preflight.targets import settle, settled_by
 from preflight.written import Written, written
@@ -97,8 +98,11 @@ def _shapes(
     if step is None:
         return dense
     blockers += recipe_blockers(family, config, step)
+    if removal := removal_blockers(family, config, step):
+        blockers += removal
+        return dense
     try:
-        return shapes_for(family, config, step)
+        return remaining_shapes(family, config, step)
     except InvalidRecipe as impossible:
         if impossible.code not in {blocker.code for blocker in blockers}:  # the budget of mode refined says it closer
             blockers.append(Blocker(code=impossible.code, message=impossible.message, param=impossible.param))
@@ -110,7 +114,8 @@ def _count(
 ) -> dict[str, Any]:
     """Parameters and bytes before and after; blocks keep their dtype, everything else is untouched."""
     costs = block_costs(family, checkpoint.config)
-    before = costs.parameters(dense_shape(family, checkpoint.config)) * len(shapes)
+    blocks = family.block_count(checkpoint.config)
+    before = costs.parameters(dense_shape(family, checkpoint.config)) * blocks
     after = sum(costs.parameters(shape) for shape in shapes)
     return {
         "sparsity_planned": 1 - after / before,
@@ -237,6 +242,8 @@ def _notes(family: Family, config: Mapping[str, Any], step: ModegptConfig | None
         notes.append("query_key is left alone: queries and keys are normalised over all channels of a head")
     if step.modules is None:
         notes.append(f"modules {list(modules_of(family, config, step))}: the default of layout {step.layout!r}")
+    if step.remove_blocks:
+        notes.append(f"{step.remove_blocks} blocks go whole: those of least block influence on the calibration text")
     if step.resolved_allocation == "block_influence":
         notes.append("widths per block follow from block influence, measured on the calibration text; the total stays")
     if step.resolved_allocation == "marginal_error":

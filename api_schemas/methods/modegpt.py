@@ -52,6 +52,14 @@ class ModegptConfig(Frozen):
             "marginal_error in mode refined with layouts full and nemotron, else uniform"
         ),
     ] = None
+    remove_blocks: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="layout portable: so many whole blocks, of least block influence, are taken out first; they "
+            "count towards sparsity, and the others lose what is left of it",
+        ),
+    ] = 0
     temperature: Annotated[
         float, Field(gt=0.0, description="of the block-influence softmax, in units of the mean block influence")
     ] = 1.0
@@ -122,6 +130,13 @@ class ModegptConfig(Frozen):
                 f"layout 'nemotron' has widths per block for the MLP alone, so modules must be ['mlp'], not "
                 f"{list(self.modules or ())}; use layout 'full' to reduce attention"
             )
+        if self.remove_blocks and self.layout != "portable":
+            raise ValueError(
+                f"remove_blocks {self.remove_blocks} belongs to layout 'portable'; layout {self.layout!r} has budgets "
+                "per block instead"
+            )
+        if self.remove_blocks and self.target is not None:
+            raise ValueError("remove_blocks counts towards a sparsity; give a sparsity in the place of target")
         if self.mode == "reference":
             given = [name for name in REFINED_ONLY if getattr(self, name) is not None]
             if given or self.allocation == "marginal_error":

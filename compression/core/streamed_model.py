@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,20 +47,26 @@ class StreamedModel:
     The stock classes are built on the meta device, so a block costs memory only while it is in use.
     """
 
-    def __init__(self, folder: Path, family: Family, tensors: Mapping[str, TensorEntry] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        family: Family,
+        tensors: Mapping[str, TensorEntry] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         """Read configuration and headers; no weights yet.
 
         Args:
             folder: a model folder, stock or in layout `full`.
             family: its names.
             tensors: its headers, where they were read before.
+            config: settings to take instead of those in the folder, of the same model type.
         """
         self.folder, self.family = folder, family
         found = family.full_names(dict(tensors) if tensors is not None else tensors_of(folder))
         self.tensors = {name: entry for name, entry in found.items() if not name.endswith(OLD_BUFFERS)}
-        self.config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        stored: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.config = stored if config is None else type(stored).from_dict(dict(config))
         self._bits = packed_bits(getattr(self.config, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
         with torch.device("meta"):

@@ -94,11 +94,11 @@ def _write(source: ExportSource, path: Path, dtype: GgufType) -> dict[str, GGMLQ
     tokenizer_keys(writer, source)
     names = _names(source)
     types = {ours: _type(source, stored, dtype) for ours, stored in names.items()}
+    factors = source.rope_factors
     for ours, stored in names.items():
         shape = source.model.tensors[stored].shape
         count = quant_shape_to_byte_shape(shape, types[ours])
         writer.add_tensor_info(ours, shape, np.dtype(np.float32), int(np.prod(count)), raw_dtype=types[ours])
-    factors = source.rope_factors
     if factors is not None:
         writer.add_tensor_info(FACTORS, factors.shape, factors.dtype, factors.nbytes)
     writer.write_header_to_file()
@@ -112,7 +112,7 @@ def _write(source: ExportSource, path: Path, dtype: GgufType) -> dict[str, GGMLQ
     for file in writer.fout or ():
         os.fsync(file.fileno())
     writer.close()
-    return types
+    return types if factors is None else {**types, FACTORS: GGMLQuantizationType.F32}
 
 
 def _names(source: ExportSource) -> dict[str, str]:

@@ -17,6 +17,7 @@ FAMILY = Family(
         "query_pre_attn_scalar": 256,
         "tie_word_embeddings": True,
     },
+    blocks_by_place=True,
     only={"use_bidirectional_attention": (None, False)},
     norms=(
         "input_layernorm",

@@ -11,6 +11,7 @@ FAMILY = Family(
     only=GEMMA2.only,
     norms=GEMMA2.norms,
     qk_norm=True,
+    blocks_by_place=True,
     rotary_by_layer_type=True,
     attention_scale=GEMMA2.attention_scale,
     embedding_scale=GEMMA2.embedding_scale,

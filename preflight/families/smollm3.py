@@ -8,5 +8,6 @@ FAMILY = Family(
     architecture="SmolLM3ForCausalLM",
     biases=LLAMA.biases,
     defaults={"no_rope_layer_interval": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    blocks_by_place=True,
     unrotated=("no_rope_layers", "no_rope_layer_interval"),
 )

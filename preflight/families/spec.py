@@ -44,6 +44,7 @@ class Family:
             that decides; else the MLP reads what attention left, h = x + attention(norm(x)), then h + mlp(norm'(h)).
         residual_scale: of what each half adds to the stream.
         post_norms: those of `norms` through which attention and MLP go on their way to the stream.
+        blocks_by_place: stock code makes blocks of several kinds, by their number.
         head_dim_is_free: stock code takes `head_dim` from the configuration for all four linears.
     """
 
@@ -86,6 +87,7 @@ class Family:
     residual_scale: Power | None = None
     post_norms: tuple[str, ...] = ()
     head_dim_is_free: bool = True
+    blocks_by_place: bool = False
 
     @property
     def stored_canonically(self) -> bool:
