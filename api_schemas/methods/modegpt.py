@@ -108,6 +108,14 @@ class ModegptConfig(Frozen):
             "others: one rotary subset for all heads, as portable needs, costs far more than narrower MLPs",
         ),
     ] = None
+    singular_values: Annotated[
+        Literal["output", "balanced", "value"],
+        Field(
+            description="value_output: where the singular values go, which changes no output: into o_proj, as "
+            "published; by their roots into both; or into v_proj, which leaves o_proj's channels alike and costs least "
+            "when it is quantised afterwards"
+        ),
+    ] = "output"
     ridge: Annotated[
         float, Field(gt=0.0, description="ridge of the leverage scores, in units of the mean diagonal of the Gram")
     ] = 1e-2

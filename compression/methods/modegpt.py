@@ -26,6 +26,7 @@ from compression.methods.modegpt_decompositions import (
     keep_pairs,
     nystrom,
     project_query_key,
+    value_factors,
     value_output,
 )
 from preflight.families import Dimensions, Family
@@ -135,8 +136,9 @@ class Modegpt:
         V = state[value].double().reshape(size.kv_heads, size.head_dim, -1)
         O = state[output].double().reshape(size.hidden, size.kv_heads, size.group, size.head_dim)  # noqa: E741
         solved = [value_output(G, O[:, head].transpose(0, 1), rank) for head, G in enumerate(statistics.value.mean())]
-        basis = torch.stack([one.basis for one in solved])
-        new_output = torch.stack([one.output for one in solved])  # [kv_heads, g, d, rank]
+        factors = self.value_factors([one.singular_values for one in solved])
+        basis = torch.stack([one.basis for one in solved]) * factors[:, None]
+        new_output = torch.stack([one.output for one in solved]) / factors[:, None, None]  # [kv_heads, g, d, rank]
         dtype = state[value].dtype
         state[value] = torch.einsum("hcr,hcd->hrd", basis, V).reshape(-1, size.hidden).to(dtype)
         if bias in state:
@@ -145,6 +147,10 @@ class Modegpt:
         state[output] = new_output.permute(2, 0, 1, 3).reshape(size.hidden, -1).to(state[output].dtype)
         error = (sum(one.lost for one in solved) / max(sum(one.whole for one in solved), 1e-300)) ** 0.5
         return module_report("value_output", size.head_dim, rank, error, max(one.damping for one in solved))
+
+    def value_factors(self, singular_values: Sequence[Tensor]) -> Tensor:
+        """Factors `[kv_heads, rank]` of the value channels, as the recipe places the singular values."""
+        return torch.stack([value_factors(one, self.config.singular_values) for one in singular_values])
 
     def _mlp(self, shape: BlockShape, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:
         size, width = self.size, shape.mlp_width

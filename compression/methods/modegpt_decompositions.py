@@ -124,9 +124,24 @@ class ValueOutput:
 
     basis: Tensor
     output: Tensor
+    singular_values: Tensor
     lost: float
     whole: float
     damping: float
+
+
+EXPONENTS = {"output": 0.0, "balanced": 0.5, "value": 1.0}
+SMALLEST_SHARE = 1e-6  # of the largest singular value: what a channel without energy is taken for
+
+
+def value_factors(singular_values: Tensor, place: str) -> Tensor:
+    """Factors of the value channels whose inverses go to the output: `(σ / mean σ)^p`, p = 0, ½ or 1.
+
+    >>> value_factors(torch.tensor([6.0, 2.0]).double(), "value").tolist()
+    [1.5, 0.5]
+    """
+    sizes = singular_values.clamp_min(SMALLEST_SHARE * float(singular_values.max()))
+    return torch.ones_like(sizes) if float(sizes.max()) == 0.0 else (sizes / sizes.mean()) ** EXPONENTS[place]
 
 
 def value_output(G: Tensor, O: Tensor, rank: int) -> ValueOutput:  # noqa: E741 (the paper's letter)
@@ -138,8 +153,9 @@ def value_output(G: Tensor, O: Tensor, rank: int) -> ValueOutput:  # noqa: E741 
         rank: channels to keep.
 
     Returns:
-        `basis [d_h, rank]` with `V' = basisᵀ V`, `b' = basisᵀ b`; `output [g, d, rank]`; squared error and energy:
-        Σ over the group of ‖v Oᵀ − v' O'ᵀ‖², which is the discarded singular energy of R Oᵀ.
+        `basis [d_h, rank]` with `V' = basisᵀ V`, `b' = basisᵀ b`; `output [g, d, rank]`, which holds the singular
+        values `[rank]`, so that new value channels have energy 1; squared error and energy: Σ over the group of
+        ‖v Oᵀ − v' O'ᵀ‖², which is the discarded singular energy of R Oᵀ.
     """
     factor = factorize(G, "value correlation")
     R = factor.lower.T
@@ -149,7 +165,8 @@ def value_output(G: Tensor, O: Tensor, rank: int) -> ValueOutput:  # noqa: E741 
     kept = U[:, :rank]
     basis = torch.linalg.solve_triangular(R, kept, upper=True)
     output = (kept.T @ M).reshape(rank, O.shape[0], O.shape[1]).permute(1, 2, 0)
-    return ValueOutput(basis, output, float(energy[rank:].sum()), float(energy.sum()), factor.damping)
+    lost, whole = float(energy[rank:].sum()), float(energy.sum())
+    return ValueOutput(basis, output, energy[:rank].sqrt(), lost, whole, factor.damping)
 
 
 def by_weight_norm(inputs: Sequence[Tensor], down: Tensor, width: int) -> Tensor:

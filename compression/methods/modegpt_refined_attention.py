@@ -1,5 +1,7 @@
 """Mode refined, attention: rotary pairs and projections of the corrected query and key, values and their output."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -54,24 +56,30 @@ def solve_value_output(
     folds, damping = running.folds(), 0.0
     solved = folds.refit(W, bias, at.config.output_ridge)
     if rank < size.head_dim:
-        start, folds, damping = _narrow_values(at, index, new, solved.weight, folds, rank)
+        start, folds, damping, factors = _narrow_values(at, index, new, solved.weight, folds, rank)
         solved = folds.refit(start, solved.bias, at.config.output_ridge)
+    error = folds.whole.relative_error(solved.weight, solved.bias)
+    if rank < size.head_dim:
+        solved = replace(solved, weight=solved.weight / factors.repeat_interleave(size.group, dim=0).flatten())
     solves.append(solved)
     store(new, output, solved)
-    error = folds.whole.relative_error(solved.weight, solved.bias)
     return module_report("value_output", size.head_dim, rank, error, damping)
 
 
 def _narrow_values(
     at: Streams, index: int, new: dict[str, Tensor], W: Tensor, folds: Folds, rank: int
-) -> tuple[Tensor, Folds, float]:
-    """Replace the value channels by the best `rank` per key/value head; returns output weight, folds, damping."""
+) -> tuple[Tensor, Folds, float, Tensor]:
+    """Replace the value channels by the best `rank` per key/value head, times the factors that the recipe asks for.
+
+    Returns:
+        Output weight and folds for channels without the factors, the damping, and the factors `[kv_heads, rank]`.
+    """
     size = at.size
     metrics = at.metrics(index)
     root = None if metrics is None else symmetric_factor(floored(metrics.attention))
     by_head = folds.whole.gram.reshape(size.heads, size.head_dim, size.heads, size.head_dim)
     heads = W.reshape(size.hidden, size.kv_heads, size.group, size.head_dim)
-    maps, damping = [], 0.0
+    maps, sizes, damping = [], [], 0.0
     for head in range(size.kv_heads):
         own = range(head * size.group, (head + 1) * size.group)
         G = torch.stack([by_head[query, :, query] for query in own]).mean(dim=0)
@@ -79,10 +87,11 @@ def _narrow_values(
         seen = outputs if root is None else root.T @ outputs
         solved = value_output(G, seen, rank)
         maps.append(solved.basis)
+        sizes.append(solved.singular_values)
         damping = max(damping, solved.damping)
-    basis = torch.stack(maps)
-    at.method.apply_maps(new, at.family.attention.value, basis)
+    basis, factors = torch.stack(maps), at.method.value_factors(sizes)
+    at.method.apply_maps(new, at.family.attention.value, basis * factors[:, None])
     inverse = torch.linalg.pinv(basis).repeat_interleave(size.group, dim=0)
     start = torch.einsum("hrc,dhc->dhr", inverse, W.reshape(size.hidden, size.heads, size.head_dim))
     mapping = torch.block_diag(*basis.repeat_interleave(size.group, dim=0))
-    return start.reshape(size.hidden, -1), folds.mapped(mapping), damping
+    return start.reshape(size.hidden, -1), folds.mapped(mapping), damping, factors
