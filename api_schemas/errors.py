@@ -140,16 +140,27 @@ class ErrorResponse(Frozen):
     error: ErrorBody
 
 
-def place_of(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    """Where in `body` a validation error lies: pydantic also names the branch of a union, which no body holds."""
+def place_of(found: Mapping[str, Any], body: Any, skip: int = 0) -> tuple[str | int, ...]:
+    """Where in `body` one of pydantic's errors lies.
+
+    Its location also names the branch of a union, which no body holds, and not the field that chooses the branch.
+
+    Args:
+        found: one of `ValidationError.errors()`.
+        body: what was validated.
+        skip: leading parts of the location that lead to `body`.
+    """
+    location = tuple(found["loc"])[skip:]
     path: list[str | int] = []
     here = body
-    for part in location:
+    for at, part in enumerate(location):
         if isinstance(here, Mapping) and part in here:
             here = here[part]
         elif isinstance(here, Sequence) and not isinstance(here, str | bytes) and isinstance(part, int):
             here = here[part] if part < len(here) else None
-        elif part is not location[-1] or not isinstance(here, Mapping):
+        elif found["type"] != "missing" or at + 1 < len(location):
             continue
         path.append(part)
+    if found["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(str(found["ctx"]["discriminator"]).strip("'"))
     return tuple(path)

@@ -1,8 +1,8 @@
 """A recipe: what is done to a model, on which text it is calibrated, and how it is judged."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from api_schemas.base import Frozen
 from api_schemas.calibration import Calibration, Evaluation, Gate
@@ -42,16 +42,17 @@ class Recipe(Frozen):
             raise ValueError(f"{twice} would be written twice; name each export once")
         return exports
 
-    @model_validator(mode="after")
-    def _structure_before_numbers(self) -> Self:
-        names, places = [step.method for step in self.steps], [STAGES.index(step.stage) for step in self.steps]
+    @field_validator("steps")
+    @classmethod
+    def _structure_before_numbers(cls, steps: tuple[MethodConfig, ...]) -> tuple[MethodConfig, ...]:
+        names, places = [step.method for step in steps], [STAGES.index(step.stage) for step in steps]
         if len(set(places)) < len(places):
-            raise ValueError(f"steps {names} have two of one kind; keep one of them")
+            raise ValueError(f"{names} are two of one kind; keep one of them")
         if places != sorted(places):
             raise ValueError(
-                f"steps {names}: widths are chosen before weights become codes; put {names[1]!r} before {names[0]!r}"
+                f"{names}: widths are chosen before weights become codes; put {names[1]!r} before {names[0]!r}"
             )
-        return self
+        return steps
 
     @property
     def structure(self) -> ModegptConfig | None:

@@ -86,7 +86,7 @@ def _read_recipe(path: Path) -> Recipe:
         raise ModepressError("recipe_unreadable", f"{path}: {error}", "recipe") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in ("recipe", *place_of(first["loc"], draft)))
+        where = ".".join(str(part) for part in ("recipe", *place_of(first, draft)))
         raise ModepressError("invalid_value", f"{where}: {first['msg']}, not {first['input']!r}", where) from error
 
 

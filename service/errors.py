@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,7 +23,12 @@ STATUS_CODES = {
     405: "method_not_allowed",
     413: "body_too_large",
 }
-CODE_OF_TYPE = {"extra_forbidden": "unknown_field", "missing": "missing_field", "json_invalid": "invalid_json"}
+CODE_OF_TYPE = {
+    "extra_forbidden": "unknown_field",
+    "missing": "missing_field",
+    "union_tag_not_found": "missing_field",
+    "json_invalid": "invalid_json",
+}
 
 
 class BodyTooLarge(HTTPException):
@@ -93,7 +98,7 @@ def render(request: Request, status: int, body: ErrorBody, headers: Mapping[str,
 
 def explain(error: RequestValidationError) -> tuple[int, ErrorBody]:
     """Return status and body for the deepest of the validation errors: unions list their shallow misfits too."""
-    paths = [(_path(found["loc"], error.body), found) for found in error.errors()]
+    paths = [(_path(found, error.body), found) for found in error.errors()]
     path, worst = max(paths, key=lambda pair: len(pair[0]))
     # A key may hold lone surrogates, which no string of a schema takes.
     param = ".".join(str(part) for part in path).encode("utf-8", "backslashreplace").decode() or None
@@ -119,8 +124,8 @@ def explain(error: RequestValidationError) -> tuple[int, ErrorBody]:
     return 422, ErrorBody(message=message, type="invalid_request_error", param=param, code=code)
 
 
-def _path(location: Sequence[str | int], body: Any) -> tuple[str | int, ...]:
-    return place_of(location[1:], body) if location[:1] == ("body",) else tuple(location[1:])
+def _path(found: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    return place_of(found, body, skip=1) if found["loc"][:1] == ("body",) else tuple(found["loc"][1:])
 
 
 def _shown(value: Any) -> str:

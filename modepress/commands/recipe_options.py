@@ -100,7 +100,7 @@ def in_words(error: ValidationError, draft: Any = None) -> str:
     """Name each field that is wrong, and why."""
     # A list whose only item is wrong is also reported as too short: that helps nobody.
     told = [at for at in error.errors() if at["type"] != "too_short"] or error.errors()
-    places = [at["loc"] if draft is None else place_of(at["loc"], draft) for at in told]
+    places = [at["loc"] if draft is None else place_of(at, draft) for at in told]
     return "; ".join(
         f"{'.'.join(map(str, at)) or 'recipe'}: {one['msg']}" for at, one in zip(places, told, strict=True)
     )

@@ -17,6 +17,7 @@ from tests.service.running_api import RunningApi
 
 RECIPE: dict[str, Any] = {"steps": [{"method": "modegpt", "sparsity": 0.2}]}
 STEP = RECIPE["steps"][0]
+GPTQ = {"method": "gptq"}
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -45,7 +46,11 @@ def job(**changes: object) -> dict[str, Any]:
         ("compression/jobs", {"model": "tiny"}, "missing_field", "recipe", "recipe is missing"),
         ("compression/jobs", job(extra=1), "unknown_field", "recipe.extra", "value 1"),
         ("compression/jobs", job(steps=[]), "invalid_value", "recipe.steps", "at least 1 item"),
-        ("compression/jobs", job(steps=[STEP, STEP]), "invalid_value", "recipe.steps", "at most 1 item"),
+        ("compression/jobs", job(steps=[STEP, STEP]), "invalid_value", "recipe.steps", "two of one kind"),
+        ("compression/jobs", job(steps=[GPTQ, STEP]), "invalid_value", "recipe.steps", "put 'modegpt' before 'gptq'"),
+        ("compression/jobs", job(steps=[{**GPTQ, "bits": 3}]), "invalid_value", "recipe.steps.0.bits", "not 3"),
+        ("compression/jobs", job(steps=[STEP, {}]), "missing_field", "recipe.steps.1.method", "is missing"),
+        ("compression/jobs", job(steps=[STEP, {**GPTQ, "ranks": 1}]), "unknown_field", "recipe.steps.1.ranks", "1"),
         ("compression/jobs", job(steps=[{**STEP, "sparsity": 2}]), "invalid_value", "recipe.steps.0.sparsity", "not 2"),
         ("compression/jobs", job(steps=[{**STEP, "sparsity": 0}]), "invalid_value", "recipe.steps.0.sparsity", "not 0"),
         ("compression/jobs", job(steps=[{**STEP, "sparsity": -1}]), "invalid_value", "recipe.steps.0.sparsity", "-1"),
