@@ -63,7 +63,13 @@ class Plan(Frozen):
     layout: str
     steps: tuple[StepPlan, ...]
     modules: tuple[str, ...]
-    sparsity_requested: float
+    sparsity_requested: Annotated[
+        float | None,
+        Field(
+            description="as given, or counted out from the target; null where trials find it, and then all sizes, "
+            "time and memory are upper bounds"
+        ),
+    ]
     sparsity_planned: Annotated[float, Field(description="of the decoder blocks, after rounding")]
     parameters_before: int
     parameters_after: int

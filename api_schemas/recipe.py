@@ -65,6 +65,11 @@ class Recipe(Frozen):
         return next((step for step in self.steps if step.stage == "quantize"), None)
 
     @property
+    def trials(self) -> int:
+        """Compressions that may be tried to reach a target for quality; 0 where nothing is searched for."""
+        return 0 if self.structure is None else self.structure.trials
+
+    @property
     def layout(self) -> Literal["portable", "nemotron", "full"]:
         """How the artifact is laid out; without a change of widths it is an ordinary checkpoint."""
         return "portable" if self.structure is None else self.structure.layout

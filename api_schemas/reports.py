@@ -7,6 +7,7 @@ from pydantic import Field
 from api_schemas.base import Frozen
 from api_schemas.plans import BlockShape, Plan
 from api_schemas.recipe import Recipe
+from api_schemas.targets import Target
 
 
 class BeforeAfter(Frozen):
@@ -127,6 +128,32 @@ class ExportReport(Frozen):
     notes: tuple[str, ...] = ()
 
 
+class Trial(Frozen):
+    """One compression that a search has made and measured: a point of the frontier."""
+
+    sparsity: float
+    parameters: Annotated[int, Field(description="of the whole model")]
+    predicted_perplexity: Annotated[float, Field(description="what was expected before it was measured")]
+    perplexity: Annotated[float, Field(description="measured on the search's text")]
+    increase: Annotated[float, Field(description="relative to the original on the same text")]
+    within_target: bool
+    seconds: float
+
+
+class SearchReport(Frozen):
+    """How a target for quality was met: what was tried, what was measured, and on which text."""
+
+    target: Target
+    text: Annotated[
+        TextUse, Field(description="windows of the calibration text, neither calibrated on nor of the evaluation")
+    ]
+    perplexity_before: float
+    predicted_from: Annotated[str, Field(description="what the first prediction rests on")]
+    frontier: Annotated[tuple[Trial, ...], Field(description="every trial, from the largest model to the smallest")]
+    chosen: Annotated[int, Field(description="index into frontier: the artifact is this very trial")]
+    ended: Annotated[str, Field(description="why no further trial was made")]
+
+
 class CompressionReport(Frozen):
     """The whole before/after table of a job."""
 
@@ -154,6 +181,7 @@ class CompressionReport(Frozen):
     removed_blocks: Annotated[
         tuple[int, ...], Field(description="blocks of the original that went whole; `blocks` counts those that stayed")
     ] = ()
+    search: Annotated[SearchReport | None, Field(description="null where no trials were needed")] = None
     warnings: tuple[str, ...]
     files: dict[str, str]
     versions: dict[str, str]

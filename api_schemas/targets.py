@@ -1,4 +1,4 @@
-"""A goal instead of a sparsity: how large the compressed model may be."""
+"""A goal instead of a sparsity: how large the compressed model may be, or how much worse."""
 
 import re
 from decimal import Decimal
@@ -14,7 +14,9 @@ UNITS = {
 }
 SIZE = re.compile(rf"([0-9]{{1,15}}(?:\.[0-9]{{1,6}})?) ?({'|'.join(UNITS)})")
 LARGEST = 2**62
-Goal = Literal["parameters", "bytes"]
+Goal = Literal["parameters", "bytes", "perplexity_increase"]
+GOALS: tuple[Goal, ...] = ("parameters", "bytes", "perplexity_increase")
+DEFAULT_TRIALS = 5
 
 
 def parse_size(said: Any) -> Any:
@@ -65,16 +67,34 @@ class Target(Frozen):
         ),
     ] = None
 
+    perplexity_increase: Annotated[
+        float | None,
+        Field(
+            gt=0.0,
+            le=100.0,
+            description="relative, at most: 0.1 looks for the smallest model whose perplexity rises by no more than a "
+            "tenth, measured on windows of the calibration text that the model is not calibrated on",
+        ),
+    ] = None
+    trials: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=32,
+            description=f"perplexity_increase: compressions that are tried at most; null takes {DEFAULT_TRIALS}",
+        ),
+    ] = None
+
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
         if len(self._given()) != 1:
-            raise ValueError("target needs exactly one of parameters and bytes")
+            raise ValueError(f"target needs exactly one of {', '.join(GOALS)}")
+        if self.trials is not None and self.perplexity_increase is None:
+            raise ValueError(f"trials {self.trials} belongs to perplexity_increase; a size is counted out, not tried")
         return self
 
     def _given(self) -> tuple[Goal, ...]:
-        """The goals that are given."""
-        names: tuple[Goal, ...] = ("parameters", "bytes")
-        return tuple(name for name in names if getattr(self, name) is not None)
+        return tuple(name for name in GOALS if getattr(self, name) is not None)
 
     @property
     def goal(self) -> Goal:
@@ -83,6 +103,17 @@ class Target(Frozen):
 
     @property
     def limit(self) -> int:
-        """Its value, in parameters or bytes."""
-        value: int = getattr(self, self.goal)
-        return value
+        """The largest size, in parameters or bytes.
+
+        Raises:
+            ValueError: the goal is a loss of quality.
+        """
+        size = self.parameters or self.bytes
+        if size is None:
+            raise ValueError(f"goal {self.goal} is no size")
+        return size
+
+    @property
+    def most_trials(self) -> int:
+        """Compressions that may be tried; 0 where the sparsity is counted out."""
+        return 0 if self.perplexity_increase is None else self.trials or DEFAULT_TRIALS

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from api_schemas.reports import BeforeAfter, Divergence
 from compression.core.blockwise import run_block_
+from compression.core.protocols import Streamed
 from compression.core.streamed_model import StreamedModel
 
 HEAD_ROWS = 256  # positions whose logits are held at once: rows x vocabulary x 4 bytes, for two models
@@ -26,13 +27,32 @@ class Quality:
 
 
 @torch.inference_mode()
-def final_states(model: StreamedModel, windows: Tensor, done: Callable[[int], None]) -> Tensor:
+def final_states(model: Streamed, windows: Tensor, done: Callable[[int], None]) -> Tensor:
     """Hidden states `[windows, tokens, hidden]` after the last block, before the final norm."""
     hidden = model.embed(windows)
     for index in range(model.blocks):
         run_block_(model, model.block(index, model.block_state(index)), index, hidden)
         done(index)
     return hidden
+
+
+@torch.inference_mode()
+def mean_loss(model: Streamed, hidden: Tensor, windows: Tensor) -> float:
+    """Mean next-token loss in nats over positions 1 … T−1, from hidden states `[windows, tokens, hidden]`.
+
+    Args:
+        model: whose final norm and head are applied.
+        hidden: after the last block.
+        windows: the token ids, `[windows, tokens]`.
+    """
+    targets, states = windows[:, 1:].reshape(-1), hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    total = torch.zeros((), dtype=torch.float64)
+    with model.head() as head:
+        for start in range(0, len(targets), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            logs = _log_probabilities(head, states[rows])
+            total -= logs.gather(1, targets[rows, None]).sum(dtype=torch.float64)
+    return float(total) / len(targets)
 
 
 @torch.inference_mode()

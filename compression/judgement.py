@@ -15,6 +15,7 @@ from api_schemas.reports import (
     ExportReport,
     MeasuredPair,
     ReloadProof,
+    SearchReport,
     StepReport,
 )
 from compression.core.memory import peak_rss_bytes
@@ -49,6 +50,7 @@ class Outcome:
     speed: MeasuredPair
     memory: MeasuredPair
     quality: Quality
+    search: SearchReport | None
 
 
 def build_report(
@@ -82,6 +84,7 @@ def build_report(
         reload=outcome.proof,
         exports=tuple(outcome.exports),
         removed_blocks=tuple(outcome.removed),
+        search=outcome.search,
         warnings=(*ready.warnings, *_fallbacks(outcome.blocks)),
         files=outcome.files,
         versions=versions(),

@@ -3,7 +3,7 @@
 preparing    open the checkpoint, plan, refuse by name, read the texts: nothing is computed before this is clean
 calibrating  only where the plan needs data: blocks that go whole, block influence, shared rotary pairs, what the loss
              minds
-compressing  the blockwise walk; finished blocks are durable and are not solved again
+compressing  the blockwise walk; finished blocks are durable and are not solved again; a search walks several times
 quantizing   where the recipe asks for it: a second such walk, over what the first has made
 exporting    write the artifact beside its final place, and the foreign formats that were asked for into it
 verifying    a fresh process loads it and must compute what we computed; then it appears under its name
@@ -24,6 +24,7 @@ from compression.exporting import write_result
 from compression.judgement import Outcome, build_report, judge
 from compression.prepare import Prepared, fingerprint, prepare
 from compression.reload import Probed, logits_of, prove, run_probe
+from compression.search import choose_goal
 from compression.stages import Stages
 from compression.steps import Made, run_steps
 
@@ -65,10 +66,11 @@ def compress(
         ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
     stages.announce(ready.plan.notes, ready.warnings)
     store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
-    made = run_steps(recipe, ready, store, stages)
+    found = choose_goal(recipe, ready, store, stages)
+    made = run_steps(found.recipe, found.ready, found.store, stages)
     partial = target.with_name(f".{target.name}.partial")
     with stages.stage("exporting", "writing the artifact"):
-        hashes, exports = write_result(recipe, ready, made, partial, model)
+        hashes, exports = write_result(recipe, found.ready, made, partial, model)
     with stages.stage("verifying", "reloading the artifact in a fresh process"):
         proof, speed, memory = _verify(recipe, ready, made, partial)
         partial.rename(target)
@@ -77,7 +79,18 @@ def compress(
         compressed = StreamedModel(target, ready.family)
         quality = _evaluate(ready, compressed, stages)
     outcome = Outcome(
-        target, compressed, made.shapes, made.reports, hashes, exports, made.removed, proof, speed, memory, quality
+        target,
+        compressed,
+        made.shapes,
+        made.reports,
+        hashes,
+        exports,
+        made.removed,
+        proof,
+        speed,
+        memory,
+        quality,
+        found.search,
     )
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 

@@ -39,8 +39,7 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
     shapes, shared = ready.plan.blocks, None
     shares_pairs = step.layout == "portable" and shapes[0].query_key_rank < size.head_dim
     if step.resolved_allocation == "block_influence" or shares_pairs:
-        with stages.stage("calibrating", "profiling the original model"):
-            influence, scores = _profile(ready, store, stages)
+        influence, scores = _profile(ready, store, stages)
         if step.resolved_allocation == "block_influence":
             sparsities = allocate(influence.tolist(), step.known_sparsity, step.temperature, step.sparsity_cap)
             shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
@@ -50,8 +49,7 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
             votes = (scores / scores.sum(dim=-1, keepdim=True)).sum(dim=(0, 1))
             shared = keep_pairs(votes[None], shapes[0].query_key_rank)[0]
     if step.minds_the_loss or step.resolved_allocation == "marginal_error":
-        with stages.stage("calibrating", "measuring what the loss minds"):
-            _measure_sensitivity(recipe, ready, store, stages)
+        measure_sensitivity(recipe, ready, store, stages)
     if step.resolved_allocation == "marginal_error":
         shapes = _cheapest_shapes(recipe, ready, store)
     return Modegpt(step, ready.family, size, shapes, shared)
@@ -67,16 +65,17 @@ def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: Folde
 
 def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[Tensor, Tensor]:
     """Block influence `[blocks]` and pair scores `[blocks, kv_heads, head_dim / 2]`; kept for later attempts."""
-    kept = store.folder / "profile.safetensors"
+    kept = store.statistics / "profile.safetensors"
     if not kept.exists():
         size = ready.family.dimensions(ready.checkpoint.config)
         total = ready.model.blocks
-        taken = profile(
-            ready.model,
-            size,
-            ready.model.embed(ready.calibration.tokens),
-            lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
-        )
+        with stages.stage("calibrating", "profiling the original model"):
+            taken = profile(
+                ready.model,
+                size,
+                ready.model.embed(ready.calibration.tokens),
+                lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
+            )
         influence = torch.tensor([one.influence.value() for one in taken], dtype=torch.float64)
         scores = torch.stack([one.pair_scores() for one in taken])
         write_durably(kept, save({"influence": influence, "scores": scores}))
@@ -84,10 +83,10 @@ def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[
     return tensors["influence"], tensors["scores"]
 
 
-def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> None:
+def measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> None:
     """Metrics and price lists of every block into the store; the last file says that all are there."""
     step, total = narrowing(recipe), ready.model.blocks
-    if (store.folder / "sensitivity-00000.safetensors").exists():  # the walk goes backward: block 0 is written last
+    if (store.statistics / "sensitivity-00000.safetensors").exists():  # the walk goes backward: block 0 is written last
         return
     size = ready.family.dimensions(ready.checkpoint.config)
     costs = block_costs(ready.family, ready.checkpoint.config)
@@ -105,21 +104,27 @@ def _measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStor
                 tensors[f"{module}.widths"] = torch.tensor(one.widths)
                 tensors[f"{module}.saved"] = torch.tensor(one.saved)
                 tensors[f"{module}.prices"] = torch.tensor(one.prices, dtype=torch.float64)
-        write_durably(store.folder / f"sensitivity-{index:05d}.safetensors", save(tensors))
+        write_durably(store.statistics / f"sensitivity-{index:05d}.safetensors", save(tensors))
         stages.block(f"measured block {index + 1} of {total}", total - 1 - index, total)
 
-    walk_backward(ready.model, size, ready.calibration.tokens[: sample_windows(recipe)], visit)
+    with stages.stage("calibrating", "measuring what the loss minds"):
+        walk_backward(ready.model, size, ready.calibration.tokens[: sample_windows(recipe)], visit)
+
+
+def price_lists(ready: Prepared, store: FolderBlockStore) -> list[PriceList]:
+    """What each part of each block costs at each width, block by block, as it was measured before."""
+    lists: list[PriceList] = []
+    for index in range(ready.model.blocks):
+        tensors = load_file(store.statistics / f"sensitivity-{index:05d}.safetensors")
+        for module in ready.plan.modules:
+            columns = (tensors[f"{module}.{column}"].tolist() for column in ("widths", "saved", "prices"))
+            lists.append(PriceList(*(tuple(column) for column in columns)))
+    return lists
 
 
 def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -> tuple[BlockShape, ...]:
     """Spend the recipe's sparsity where it costs least, over all blocks and the parts that it names."""
-    modules = ready.plan.modules
-    lists: list[PriceList] = []
-    for index in range(ready.model.blocks):
-        tensors = load_file(store.folder / f"sensitivity-{index:05d}.safetensors")
-        for module in modules:
-            columns = (tensors[f"{module}.{column}"].tolist() for column in ("widths", "saved", "prices"))
-            lists.append(PriceList(*(tuple(column) for column in columns)))
+    modules, lists = ready.plan.modules, price_lists(ready, store)
     dense = dense_shape(ready.family, ready.checkpoint.config)
     whole = block_costs(ready.family, ready.checkpoint.config).parameters(dense) * ready.model.blocks
     chosen = iter(spend(lists, round(narrowing(recipe).known_sparsity * whole)))
@@ -131,7 +136,7 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
 
 def _metrics_of(store: FolderBlockStore) -> Callable[[int], Metrics]:
     def read(index: int) -> Metrics:
-        tensors = load_file(store.folder / f"sensitivity-{index:05d}.safetensors")
+        tensors = load_file(store.statistics / f"sensitivity-{index:05d}.safetensors")
         return Metrics(tensors["attention"].double(), tensors["mlp"].double())
 
     return read

@@ -18,15 +18,16 @@ from api_schemas.plans import Plan
 from api_schemas.recipe import Recipe
 from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
-from compression.core.texts import Windows, assert_disjoint, load_windows
+from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows
 from preflight.checkpoint import Checkpoint, open_checkpoint
+from preflight.estimates import SEARCH_SHARE, search_windows
 from preflight.families import Family, resolve
 from preflight.plans import make_plan, recipe_hash
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before the first block."""
+    """Everything that is known before the first block; `search` is the text on which trials are judged."""
 
     checkpoint: Checkpoint
     family: Family
@@ -35,6 +36,7 @@ class Prepared:
     calibration: Windows
     evaluation: Windows
     warnings: tuple[str, ...]
+    search: Windows | None = None
 
 
 def versions() -> dict[str, str]:
@@ -59,9 +61,7 @@ def prepare(
     """
     checkpoint = open_checkpoint(source)
     plan = make_plan(checkpoint, recipe, model=model)
-    if plan.blockers:
-        first = plan.blockers[0]
-        raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
+    refuse_blocked(plan)
     free = shutil.disk_usage(target.parent).free
     if free < plan.disk_bytes:
         raise InsufficientStorage(
@@ -84,15 +84,30 @@ def prepare(
             write_text=write,
         )
 
-    calibration = windows(recipe.calibration, recipe.calibration.num_samples, "calibration")
+    beyond = search_windows(recipe)
+    calibration = windows(recipe.calibration, recipe.calibration.num_samples + beyond, "calibration")
     evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
     assert_disjoint(calibration, evaluation)
+    search = None
+    if beyond:
+        calibration, search = hold_out(calibration, SEARCH_SHARE, recipe.calibration.num_samples)
     warnings = list(plan.warnings)
     for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
         if text.used < text.requested:
             warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
     streamed = StreamedModel(source, family, checkpoint.tensors)
-    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings))
+    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings), search)
+
+
+def refuse_blocked(plan: Plan) -> None:
+    """Go no further with a plan that has blockers.
+
+    Raises:
+        InvalidRecipe: the first blocker's code with all their messages.
+    """
+    if plan.blockers:
+        first = plan.blockers[0]
+        raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
 
 
 def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
@@ -106,4 +121,6 @@ def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
         versions(),
         torch.get_num_threads(),
     ]
+    if ready.search is not None:
+        facts.append(ready.search.use.sha256)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -25,6 +25,8 @@ class Stages:
         """Report to `sink`."""
         self._sink = sink
         self._stage: Stage = "preparing"
+        self._percent = 0.0
+        self._part = (0, 1)
         self.seconds: dict[str, float] = {}
 
     @property
@@ -37,23 +39,36 @@ class Stages:
         """Announce a stage and time it."""
         self._stage = stage
         started = time.perf_counter()
-        self._sink.emit(ProgressEvent(message=message, stage=stage, percent=SPANS[stage][0], data={}))
+        self._sink.emit(ProgressEvent(message=message, stage=stage, percent=self._forward(SPANS[stage][0]), data={}))
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def block(self, message: str, index: int, of: int, **data: float) -> None:
         """Say that step `index` of `of` in the current stage is done."""
         low, high = SPANS[self._stage]
+        part, parts = self._part
         self._sink.emit(
             ProgressEvent(
                 message=message,
                 stage=self._stage,
                 block=index,
                 blocks_total=of,
-                percent=low + (high - low) * (index + 1) / of,
+                percent=self._forward(low + (high - low) * (part + (index + 1) / of) / parts),
                 data=dict(data),
             )
         )
+
+    @contextmanager
+    def part(self, number: int, of: int) -> Iterator[None]:
+        """Let the blocks inside fill part `number` of `of` of their stage, for work that is done several times."""
+        self._part = (number, of)
+        yield
+        self._part = (0, 1)
+
+    def _forward(self, percent: float) -> float:
+        """Progress never goes back."""
+        self._percent = max(self._percent, percent)
+        return self._percent
 
     def announce(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
         """Say what the plan notes and what a user should know now; the report repeats the warnings."""

@@ -162,10 +162,14 @@ class JobStore:
             return row.report
 
     def flops_per_second(self) -> float | None:
-        """The rate of the last job that succeeded on this server: planned operations per measured second."""
-        last = select(JobRow.report).where(JobRow.status == "succeeded").order_by(JobRow.finished_at.desc()).limit(1)
+        """The rate of the last job that succeeded on this server: planned operations per measured second.
+
+        Jobs that searched are passed over: their plan is an upper bound.
+        """
+        exact = JobRow.report["search"].as_string().is_(None)
+        last = select(JobRow.report).where(JobRow.status == "succeeded", exact).order_by(JobRow.finished_at.desc())
         with reading(self._engine) as session:
-            report = session.scalar(last)
+            report = session.scalar(last.limit(1))
         return None if report is None else float(report["plan"]["flops"] / report["seconds"])
 
 

@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from api_schemas.reports import CompressionReport, MeasuredPair
+from api_schemas.reports import CompressionReport, MeasuredPair, SearchReport
 from modepress import output
 
 
@@ -32,7 +32,30 @@ def report_table(report: CompressionReport) -> RenderableType:
         f"took {output.seconds(report.seconds)}, {output.size(report.peak_rss_bytes)} of memory at most",
         *(f"warning: {warning}" for warning in report.warnings),
     ]
-    return Group(output.table(("", ">before", ">after", ">change"), rows), "", *lines)
+    searched = () if report.search is None else ("", *_frontier(report.search))
+    return Group(output.table(("", ">before", ">after", ">change"), rows), "", *lines, *searched)
+
+
+def _frontier(search: SearchReport) -> tuple[RenderableType, ...]:
+    """Every trial of a search, from the largest model to the smallest; a star marks what was written."""
+    rows = [
+        (
+            f"{trial.sparsity:.4f}{' *' if at == search.chosen else ''}",
+            output.count(trial.parameters),
+            f"{trial.predicted_perplexity:.3f}",
+            f"{trial.perplexity:.3f}",
+            f"{trial.increase:+.1%}",
+            "yes" if trial.within_target else "no",
+        )
+        for at, trial in enumerate(search.frontier)
+    ]
+    text = (
+        f"target: perplexity at most {search.target.perplexity_increase:+.1%}; {len(rows)} trials, measured on "
+        f"{search.text.tokens_used} tokens of {search.text.source}, where the original has "
+        f"{search.perplexity_before:.3f}"
+    )
+    table = output.table(("sparsity", ">parameters", ">predicted", ">perplexity", ">change", "met"), rows)
+    return (text, table, f"ended because {search.ended}; first predicted from {search.predicted_from}")
 
 
 def _change(before: float, after: float) -> str:

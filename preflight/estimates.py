@@ -12,6 +12,7 @@ from preflight.shapes import block_costs, dense_shape
 # Resident bytes of an interpreter with torch, transformers, a tokenizer and a tokenised text of one megabyte; measured
 # 2026-11-25 on x86-64, CPU build of torch 2.13: 565 MiB.
 INTERPRETER_BYTES = 600 * 1024**2
+SEARCH_SHARE = 4  # a target for quality is measured on one window beyond so many of calibration
 SAMPLE_SHARE, SAMPLE_TOKENS = 4, 8192  # the backward pass runs on one in so many windows, and on no more tokens
 FLOAT32, FLOAT64 = 4, 8
 HEAD_ROWS = 256  # tokens whose logits are held at once in evaluation
@@ -35,6 +36,8 @@ class Workload:
     streams: int
     passes: int
     sample_tokens: int
+    trials: int
+    search_tokens: int
     embedding_bytes: int
     block_bytes: int
 
@@ -63,6 +66,8 @@ class Workload:
             streams=3 + len(family.post_norms) if refined else 1,
             passes=3 if family.is_parallel(config) else 2,
             sample_tokens=_sample_tokens(recipe),
+            trials=recipe.trials,
+            search_tokens=search_windows(recipe) * calibration.sequence_length,
             embedding_bytes=sum(entry.bytes for entry in outside),
             block_bytes=sum(entry.bytes for name, entry in checkpoint.tensors.items() if name.startswith(prefix)),
         )
@@ -88,7 +93,9 @@ def flops(work: Workload) -> float:
         calibrate = work.calibration_tokens * (dense + compressed + gram) + solve
     evaluate = work.evaluation_tokens * (2 * used + 2 * compressed_used)
     evaluate += work.evaluation_tokens * 2 * attention * work.evaluation_length
-    return float(size.blocks * (calibrate + evaluate) + work.evaluation_tokens * 2 * head)
+    judged = work.search_tokens * (work.trials + 1)  # the original once, then every trial
+    calibrate = calibrate * max(1, work.trials) + judged * dense
+    return float(size.blocks * (calibrate + evaluate) + (work.evaluation_tokens * 2 + judged) * head)
 
 
 def peak_memory_bytes(work: Workload) -> int:
@@ -111,7 +118,8 @@ def peak_memory_bytes(work: Workload) -> int:
         walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
         backward += size.experts * square + 6 * size.hidden**2 * FLOAT64
     heads = 2 * (work.embedding_bytes + size.vocabulary * state) + 8 * HEAD_ROWS * size.vocabulary * FLOAT32
-    evaluate = 2 * work.evaluation_tokens * state + max(blocks + window, heads)
+    judged = 2 * max(work.evaluation_tokens, work.search_tokens)
+    evaluate = judged * state + max(blocks + window, heads)
     return int(INTERPRETER_BYTES + max(embedding, walk, backward if work.sample_tokens else 0, evaluate))
 
 
@@ -126,11 +134,18 @@ def sample_windows(recipe: Recipe) -> int:
     return max(1, wanted)
 
 
+def search_windows(recipe: Recipe) -> int:
+    """Windows beyond the calibration's on which trials are measured; 0 where nothing is searched for."""
+    return max(1, recipe.calibration.num_samples // SEARCH_SHARE) if recipe.trials else 0
+
+
 def _sample_tokens(recipe: Recipe) -> int:
     return sample_windows(recipe) * recipe.calibration.sequence_length
 
 
 def disk_bytes(work: Workload, artifact_bytes: int) -> int:
-    """Bytes written beside the source: the per-block results and the artifact."""
-    blocks = int(work.size.blocks * work.block_bytes * work.compressed_parameters / max(1, work.block_parameters))
+    """Bytes written beside the source: the per-block results (of two trials, where there are some) and the artifact."""
+    blocks = (2 if work.trials else 1) * int(
+        work.size.blocks * work.block_bytes * work.compressed_parameters / max(1, work.block_parameters)
+    )
     return artifact_bytes + blocks

@@ -23,7 +23,7 @@ from preflight.rows import row_notes, row_warnings
 from preflight.runtimes import runtime_support
 from preflight.shapes import block_costs, dense_shape, modules_of, most_removable
 from preflight.step_plans import step_plans
-from preflight.targets import settle, settled_by
+from preflight.targets import settle, settled_by, smallest_shapes
 from preflight.written import Written, written
 
 ASSUMED_FLOPS_PER_CORE = 25e9
@@ -54,33 +54,34 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     family = resolve(checkpoint.config)
     facts, asked = describe(checkpoint), recipe.structure
     whole = written(checkpoint, family, recipe.layout)
-    step, blockers = asked, list(facts.blockers)
-    if asked is not None:
-        step, unmet = settle(checkpoint, family, asked, whole)
-        blockers += unmet
+    step, unmet = (None, []) if asked is None else settle(checkpoint, family, recipe, asked, whole)
+    blockers = [*facts.blockers, *unmet]
     shapes = _shapes(family, checkpoint.config, step, blockers)
-    blockers += quantization_blockers(family, checkpoint.config, recipe, shapes)
+    narrow = smallest_shapes(checkpoint, family, asked, whole) if asked and asked.trials else shapes
+    blockers += quantization_blockers(family, checkpoint.config, recipe, narrow)
     counts = _count(checkpoint, family, facts, shapes, whole)
     work = Workload.of(family, checkpoint, recipe, shapes)
     size = family.dimensions(checkpoint.config)
-    blockers += export_blockers(checkpoint, family, recipe, shapes)
+    blockers += export_blockers(checkpoint, family, recipe, narrow)
     exported = export_bytes(recipe, size, int(counts["parameters_after"]), shapes)
     steps = step_plans(checkpoint.config, family, recipe, shapes, work, counts)
-    operations = flops(work) + sum(one.flops for one in steps if one.method != "modegpt")
-    bytes_after, final = steps[-1].bytes_after, step is None or step.resolved_allocation == "uniform"
-    runtimes = runtime_support(family, checkpoint.config, recipe.layout, shapes, recipe.exports)
+    times = max(1, recipe.trials)
+    operations = flops(work) + times * sum(one.flops for one in steps if one.method != "modegpt")
+    final = step is None or (step.resolved_allocation == "uniform" and not recipe.trials)
+    bytes_after = steps[-1].bytes_after
+    runtimes = runtime_support(family, checkpoint.config, recipe.layout, narrow, recipe.exports)
     return Plan(
         model=model,
         family=family.name,
         layout=recipe.layout,
         steps=steps,
         modules=() if step is None else modules_of(family, checkpoint.config, step),
-        sparsity_requested=0.0 if step is None else step.known_sparsity,
+        sparsity_requested=None if recipe.trials else 0.0 if step is None else step.known_sparsity,
         **{**counts, "bytes_after": bytes_after},
         blocks=shapes,
         shapes_final=final,
         peak_memory_bytes=max(one.peak_memory_bytes for one in steps),
-        disk_bytes=disk_bytes(work, bytes_after + exported) + (bytes_after if len(steps) > 1 else 0),
+        disk_bytes=disk_bytes(work, bytes_after + exported) + min(2, times) * (bytes_after if len(steps) > 1 else 0),
         flops=operations,
         **_time(operations, flops_per_second),
         runtimes=quantized_runtimes(family, checkpoint.config, recipe, shapes, runtimes),

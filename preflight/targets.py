@@ -4,6 +4,9 @@ A uniform sparsity is rounded to the nearest width, up or down; a plan for a tar
 that meets the target exactly is tried, then the one half a rounding step beyond, which ends at most one whole step
 below. Allocation `marginal_error` saves at least what it is asked for; `block_influence` hands rounding errors on from
 block to block, and what is left of them at the end is at most half a step.
+
+A target for quality cannot be counted out. For its trials, removals are counted in whole rounding steps, so that no two
+trials come to the same widths.
 """
 
 import math
@@ -89,18 +92,34 @@ class Budget:
             removable = sum(held_by(self.dense, self.costs, module) for module in self.modules) - 1
         return min(self.step.sparsity_cap, SPARSITY_LIMIT * (1 - 1e-9), max(0, removable) / block)
 
+    @property
+    def step_sparsity(self) -> float:
+        """The sparsity of one rounding step: of every block where all share one width, else of a single block."""
+        one = rounding_step(self.costs, self.step, self.modules)
+        uniform = self.step.resolved_allocation == "uniform"
+        return one / (self.costs.parameters(self.dense) if uniform else self.whole)
+
+    def most_steps(self) -> int:
+        """How many rounding steps a trial can remove."""
+        return math.floor(self.largest_sparsity() / self.step_sparsity + 1e-9)
+
 
 def settle(
-    checkpoint: Checkpoint, family: Family, step: ModegptConfig, whole: Written
+    checkpoint: Checkpoint, family: Family, recipe: Recipe, step: ModegptConfig, whole: Written
 ) -> tuple[ModegptConfig, list[Blocker]]:
     """Return the step with a sparsity in the place of its target, and what stands in the way.
 
-    A step that has a sparsity comes back as it is. The blockers are `target_already_met`, when nothing needs to go, and
-    `target_unreachable`, with the least size that the recipe can reach.
+    A step that has a sparsity comes back as it is; for a target for quality, which trials must find, it is 0. The
+    blockers are `target_already_met`, when nothing needs to go, `target_unreachable`, with the least size that the
+    recipe can reach, and `target_before_quantization`, for bytes of which this step does not decide.
     """
     if step.target is None:
         return step, []
+    if step.target.bytes is not None and recipe.quantization is not None:
+        return step.at(0.0), [_before_quantization(recipe.quantization.method)]
     budget = Budget.of(checkpoint, family, step, whole)
+    if step.trials:
+        return step.at(0.0), [] if budget.most_steps() else [_nothing_to_try(budget)]
     excess, largest = budget.excess(step.target), budget.largest_sparsity()
     if excess <= 0:
         return step.at(0.0), [_already_met(budget, step.target)]
@@ -111,14 +130,29 @@ def settle(
 
 
 def settled_by(asked: ModegptConfig | None, step: ModegptConfig | None) -> tuple[str, ...]:
-    """A note for the plan: which sparsity the target came to."""
+    """A note for the plan: which sparsity the target came to, or that trials must find it."""
     if asked is None or step is None or asked.target is None:
         return ()
+    if asked.trials:
+        return (
+            f"widths follow from measurement: at most {asked.trials} trials, judged on windows beyond the "
+            "calibration's; parameters, bytes, disk, memory and time are upper bounds",
+        )
     return (f"sparsity {step.known_sparsity:.4f} follows from target.{asked.target.goal} {asked.target.limit}",)
 
 
-def settled(recipe: Recipe, sparsity: float) -> Recipe:
-    """The recipe with a sparsity in the place of its target."""
+def smallest_shapes(
+    checkpoint: Checkpoint, family: Family, step: ModegptConfig, whole: Written
+) -> tuple[BlockShape, ...]:
+    """The narrowest blocks that a search may come to: what exports and runtimes must be asked about."""
+    largest = Budget.of(checkpoint, family, step, whole).largest_sparsity()
+    return shapes_for(family, checkpoint.config, step.at(largest))
+
+
+def settled(recipe: Recipe, sparsity: float | None) -> Recipe:
+    """The recipe with a sparsity in the place of its target; as it is where there is none yet."""
+    if sparsity is None:
+        return recipe
     steps = tuple(step.at(sparsity) if isinstance(step, ModegptConfig) else step for step in recipe.steps)
     return recipe.model_copy(update={"steps": steps})
 
@@ -129,7 +163,7 @@ def require_met(checkpoint: Checkpoint, family: Family, step: ModegptConfig, sha
     Raises:
         InvalidRecipe: `target_unreachable`: the widths that the data asked for had to be rounded up.
     """
-    if step.target is None:
+    if step.target is None or step.trials:
         return
     budget = Budget.of(checkpoint, family, step, written(checkpoint, family, step.layout))
     saved = budget.whole - sum(map(budget.costs.parameters, shapes))
@@ -155,6 +189,23 @@ def _sparsity(budget: Budget, excess: int, largest: float) -> float | None:
     beyond = (-(-excess // budget.blocks) + half) * budget.blocks / budget.whole
     candidates = (min(wanted, largest) for wanted in (exact, beyond, largest) if wanted > 0)
     return next((sparsity for sparsity in candidates if budget.saved_at(sparsity) >= excess), None)
+
+
+def _before_quantization(method: str) -> Blocker:
+    message = (
+        f"target.bytes together with a step {method!r}: the size of the artifact is that of its codes, which widths "
+        "alone do not decide; give target.parameters, target.perplexity_increase (of both steps together) or a sparsity"
+    )
+    return Blocker(code="target_before_quantization", message=message, param="recipe.steps.0.target.bytes")
+
+
+def _nothing_to_try(budget: Budget) -> Blocker:
+    step = budget.step
+    message = (
+        f"target.perplexity_increase: modules {list(budget.modules)} cannot lose even one rounding step (round_to "
+        f"{step.resolved_round_to}) under sparsity_cap {step.sparsity_cap}; lower round_to or raise the cap"
+    )
+    return Blocker(code="target_unreachable", message=message, param="recipe.steps.0.target.perplexity_increase")
 
 
 def _already_met(budget: Budget, target: Target) -> Blocker:

@@ -36,9 +36,11 @@ def _label(step: MethodConfig) -> str:
 
 
 def _size(step: ModegptConfig) -> str:
-    """How much goes, or what may stay: 20pct, 90MB, 110M."""
+    """How much goes, what may stay, or what may be lost: 20pct, 90MB, 110M, ppl10pct."""
     if step.target is None:
         return f"{100 * step.known_sparsity:g}pct"
+    if step.target.perplexity_increase is not None:
+        return f"ppl{100 * step.target.perplexity_increase:.4g}pct"
     units = (("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
     letter, unit = next(pair for pair in units if step.target.limit >= pair[1])
     return f"{step.target.limit / unit:.4g}{letter}{'B' if step.target.goal == 'bytes' else ''}"

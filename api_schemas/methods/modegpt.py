@@ -127,7 +127,9 @@ class ModegptConfig(Frozen):
     @model_validator(mode="after")
     def _settings_fit_together(self) -> Self:
         if (self.sparsity is None) == (self.target is None):
-            raise ValueError("give exactly one of sparsity (a fraction) and target (parameters or bytes)")
+            raise ValueError(
+                "give exactly one of sparsity (a fraction) and target (parameters, bytes or perplexity_increase)"
+            )
         if self.layout == "portable" and self.resolved_allocation != "uniform":
             raise ValueError(
                 f"layout 'portable' needs one width for all blocks, so allocation must be 'uniform', "
@@ -159,6 +161,11 @@ class ModegptConfig(Frozen):
                 f"sparsity {self.sparsity} exceeds sparsity_cap {self.sparsity_cap}; lower one or raise the other"
             )
         return self
+
+    @property
+    def trials(self) -> int:
+        """Compressions that may be tried to reach the target; 0 where nothing is searched for."""
+        return 0 if self.target is None else self.target.most_trials
 
     @property
     def known_sparsity(self) -> float:

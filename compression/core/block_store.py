@@ -35,10 +35,15 @@ def sync_folder(folder: Path) -> None:
 class FolderBlockStore:
     """Blocks under one folder, one per recipe fingerprint."""
 
-    def __init__(self, folder: Path) -> None:
-        """Create the folder where it is absent."""
+    def __init__(self, folder: Path, statistics: Path | None = None) -> None:
+        """Create the folder where it is absent.
+
+        Args:
+            folder: for the blocks.
+            statistics: where what was measured of the original is kept, when several stores share it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self.statistics = folder, statistics or folder
 
     def get(self, index: int) -> BlockResult | None:
         """The finished block, or None when it is absent or damaged (a damaged one is solved again)."""

@@ -69,6 +69,7 @@ def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: in
         store: where finished blocks are kept; blocks it has are passed, not solved again.
         step: number of the recipe's step, for the report.
     """
+    last = max((index for index in range(model.blocks) if store.get(index) is None), default=-1)
     for index in range(model.blocks):
         result = store.get(index)
         if result is None:
@@ -76,7 +77,7 @@ def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: in
             state = model.block_state(index)
             result = _result(step, index, state, walker.solve_(index, state), started)
             store.put(result)
-        else:
+        elif index < last:  # beyond it nobody needs the hidden states any more
             walker.replay_(index, result)
         yield result.report
 

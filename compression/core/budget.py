@@ -53,6 +53,28 @@ def spend(lists: Sequence[PriceList], parameters: int) -> tuple[int, ...]:
     return tuple(one.widths[at] for one, at in zip(lists, chosen, strict=True))
 
 
+def cheapest_curve(lists: Sequence[PriceList]) -> tuple[tuple[int, float], ...]:
+    """Parameters saved and the least summed price, from nothing to all that the lists can save.
+
+    The steps of all lists' lower convex hulls in the order of their price per parameter: what `spend` chooses from,
+    all at once.
+    """
+    steps: list[tuple[float, int, float]] = []
+    for one in lists:
+        at, end = 0, len(one.widths) - 1
+        while at < end:
+            slopes = {
+                to: (one.prices[to] - one.prices[at]) / (one.saved[to] - one.saved[at]) for to in range(at + 1, end + 1)
+            }
+            to = min(slopes, key=lambda index: (slopes[index], -index))
+            steps.append((slopes[to], one.saved[to] - one.saved[at], one.prices[to] - one.prices[at]))
+            at = to
+    curve = [(0, 0.0)]
+    for _, saved, price in sorted(steps):
+        curve.append((curve[-1][0] + saved, curve[-1][1] + price))
+    return tuple(curve)
+
+
 def _give_back(lists: Sequence[PriceList], chosen: list[int], parameters: int) -> None:
     """Undo steps that the budget does not need, the dearest per parameter first, in place."""
     spare = sum(one.saved[at] for one, at in zip(lists, chosen, strict=True)) - parameters

@@ -84,6 +84,39 @@ def load_windows(
     return Windows(tokens=tokens, use=_use(source, tokens, wanted, role), text_hash=text_hash)
 
 
+def hold_out(windows: Windows, share: int, wanted: int) -> tuple[Windows, Windows]:
+    """Part the last windows from the others: what a search is judged on is not what it is calibrated on.
+
+    Args:
+        windows: of one text, in its order.
+        share: one window is held out beyond so many others; where the text is short, both parts shrink alike.
+        wanted: windows that were asked for, for calibration alone.
+
+    Raises:
+        InvalidCalibration: `search_text_too_short` when there is only one window.
+    """
+    count = len(windows.tokens)
+    if count < 2:
+        raise InvalidCalibration(
+            "search_text_too_short",
+            f"calibration: the text has {count} window of {windows.use.sequence_length} tokens, and a target for "
+            "perplexity needs one more to judge its trials on; give a longer text or a smaller sequence_length",
+            "calibration.sequence_length",
+        )
+    held = max(1, count // (share + 1))
+    asked = (wanted, windows.use.requested - wanted)
+    parts = (windows.tokens[: count - held], windows.tokens[count - held :])
+    first, second = (
+        Windows(
+            tokens=part,
+            use=windows.use.model_copy(update={"requested": number, **_amounts(part)}),
+            text_hash=windows.text_hash,
+        )
+        for part, number in zip(parts, asked, strict=True)
+    )
+    return first, second
+
+
 def assert_disjoint(calibration: Windows, evaluation: Windows) -> None:
     """Refuse an evaluation on what was calibrated on: it would flatter the result.
 
@@ -169,12 +202,18 @@ def _use(source: TextSource, tokens: torch.Tensor, wanted: int, role: Role) -> T
     }
     return TextUse(
         source=names[source.source],
-        sha256=hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
         requested=wanted,
-        used=tokens.shape[0],
         sequence_length=source.sequence_length,
-        tokens_used=tokens.numel(),
+        **_amounts(tokens),
     )
+
+
+def _amounts(tokens: torch.Tensor) -> dict[str, Any]:
+    return {
+        "sha256": hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
+        "used": tokens.shape[0],
+        "tokens_used": tokens.numel(),
+    }
 
 
 def _shared_fraction(calibration: Windows, evaluation: Windows) -> float:

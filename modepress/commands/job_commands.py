@@ -26,6 +26,8 @@ def plan(
     sparsity: given.Sparsity = None,
     target_parameters: given.TargetParameters = None,
     target_bytes: given.TargetBytes = None,
+    max_perplexity_increase: given.MaxPerplexityIncrease = None,
+    trials: given.Trials = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
     export: given.Exports = None,
@@ -34,7 +36,7 @@ def plan(
     api_key: ApiKey = None,
 ) -> None:
     """Say what a recipe would do (shapes, bytes, memory, time, what stands in the way), without doing it."""
-    goal = given.goal(sparsity, target_parameters, target_bytes)
+    goal = given.goal(sparsity, target_parameters, target_bytes, max_perplexity_increase, trials)
     step = {**goal, "layout": layout, "allocation": allocation}
     with connect(url, api_key) as client:
         built = given.build_recipe(
@@ -52,6 +54,8 @@ def compress(
     sparsity: given.Sparsity = None,
     target_parameters: given.TargetParameters = None,
     target_bytes: given.TargetBytes = None,
+    max_perplexity_increase: given.MaxPerplexityIncrease = None,
+    trials: given.Trials = None,
     layout: given.Layout = None,
     allocation: given.Allocation = None,
     export: given.Exports = None,
@@ -72,7 +76,7 @@ def compress(
 ) -> None:
     """Compress a model: submit a job, follow it, print the before/after table."""
     length = {"sequence_length": sequence_length}
-    goal = given.goal(sparsity, target_parameters, target_bytes)
+    goal = given.goal(sparsity, target_parameters, target_bytes, max_perplexity_increase, trials)
     with connect(url, api_key) as client:
         built = given.build_recipe(
             client,

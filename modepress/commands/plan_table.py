@@ -19,8 +19,7 @@ def plan_table(plan: Plan) -> RenderableType:
     ]
     time_needed = f"about {output.seconds(plan.estimated_seconds)} ({plan.estimate_basis})"
     lines = [
-        f"sparsity of the blocks: {plan.sparsity_planned:.4f} (asked {plan.sparsity_requested:.6g}), "
-        f"in {', '.join(plan.modules)}",
+        f"sparsity of the blocks: {_sparsity(plan)}, in {', '.join(plan.modules)}",
         f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
         f"time: {time_needed}",
         *(f"in {one.runtime}: {one.status.replace('_', ' ')} ({one.reason})" for one in plan.runtimes),
@@ -29,3 +28,9 @@ def plan_table(plan: Plan) -> RenderableType:
         *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),
     ]
     return Group(output.table(("", ">now", ">then", ">change"), rows), "", *lines)
+
+
+def _sparsity(plan: Plan) -> str:
+    if plan.sparsity_requested is None:
+        return "not known before the trials"
+    return f"{plan.sparsity_planned:.4f} (asked {plan.sparsity_requested:.6g})"

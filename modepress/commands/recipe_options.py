@@ -13,6 +13,11 @@ from modepress.client import Client
 
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="Recipe as JSON; the options below change it.")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of the blocks' parameters to remove, e.g. 0.2.")]
+MaxPerplexityIncrease = Annotated[
+    float | None,
+    typer.Option(help="Instead of a sparsity: look for the smallest model that loses no more, e.g. 0.1 for a tenth."),
+]
+Trials = Annotated[int | None, typer.Option(help="Compressions that this search may try; default 5.")]
 Layout = Annotated[
     str | None, typer.Option(help="portable (loads in plain transformers), nemotron (vLLM, llama.cpp) or full.")
 ]
@@ -80,15 +85,21 @@ def exports_of(said: list[str] | None) -> list[dict[str, str]] | None:
     return [{"format": name, **({"dtype": dtype} if dtype else {})} for name, _, dtype in parts]
 
 
-def goal(sparsity: float | None, parameters: int | None, size: str | None) -> dict[str, Any]:
+def goal(
+    sparsity: float | None, parameters: int | None, size: str | None, increase: float | None, trials: int | None
+) -> dict[str, Any]:
     """The step's goal: a sparsity or a target; None where neither was given.
 
     Raises:
         typer.BadParameter: more than one was given.
     """
-    target = _given({"parameters": parameters, "bytes": _number_or_text(size)})
-    if len(target) + (sparsity is not None) > 1:
-        raise typer.BadParameter("--sparsity, --target-parameters and --target-bytes exclude one another; give one")
+    target = _given(
+        {"parameters": parameters, "bytes": _number_or_text(size), "perplexity_increase": increase, "trials": trials}
+    )
+    if len(target.keys() - {"trials"}) + (sparsity is not None) > 1:
+        raise typer.BadParameter(
+            "--sparsity, --target-parameters, --target-bytes, --max-perplexity-increase: give one of them, not more"
+        )
     return {"sparsity": sparsity, "target": target or None}
 
 

@@ -274,11 +274,17 @@ def test_the_rate_of_the_last_success_is_what_plans_estimate_with(
     leases: LeaseStore, store: JobStore, clock: Clock
 ) -> None:
     assert store.flops_per_second() is None
-    for flops, status in ((4e9, "succeeded"), (6e9, "succeeded"), (9e9, "failed")):
+    runs = [
+        (4e9, "succeeded", None),
+        (6e9, "succeeded", None),
+        (9e9, "failed", None),
+        (8e9, "succeeded", {"chosen": 0}),
+    ]
+    for flops, status, search in runs:  # a search's plan is an upper bound: no rate follows from it
         clock.now += 1
         job_id = store.create(job_request(), recipe_hash=HASH)[0].id
         leases.claim(job_id, "w", LEASE)
-        report = {"plan": {"flops": flops}, "seconds": 2.0, "files": {}}
+        report = {"plan": {"flops": flops}, "seconds": 2.0, "files": {}, "search": search}
         ending = Ending(status, "m", Usage(), report=report, error=None if status == "succeeded" else ERROR)
         assert leases.finish(job_id, 1, ending)
     assert store.flops_per_second() == 3e9

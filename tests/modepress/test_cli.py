@@ -116,6 +116,25 @@ def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: s
     assert shell.json("delete", job["compressed_model"])["deleted"] is True
 
 
+def test_a_search_is_planned_made_and_its_frontier_printed(shell: Shell, client: Client, tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "searched", intermediate=96)
+    teach(folder)
+    recipe_file = tmp_path / "small.json"
+    recipe_file.write_text(json.dumps(small_recipe()))
+    model = client.push(folder).id
+    asked = ("--recipe", str(recipe_file), "--max-perplexity-increase", "0.2", "--trials", "2")
+    planned = shell.run("plan", model, *asked)
+    assert planned.returncode == 0, planned.stderr
+    assert "not known before the trials" in planned.stdout
+    done = shell.json("compress", model, *asked)
+    search = done["report"]["search"]
+    assert search["frontier"][search["chosen"]]["increase"] <= 0.2
+    assert done["job"]["compressed_model"].startswith("searched-modegpt-ppl20pct-portable-")
+    table = shell.run("report", done["job"]["id"]).stdout
+    assert "target: perplexity at most +20.0%" in table
+    assert f"{search['frontier'][0]['perplexity']:.3f}" in table
+
+
 def test_a_failed_gate_ends_with_5_and_keeps_the_report(shell: Shell, client: Client, tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "taught")
     teach(folder)
@@ -162,6 +181,8 @@ def test_a_refusal_ends_with_3_and_says_why_in_json_on_stderr(shell: Shell) -> N
         ["plan", "x", "--recipe", "missing.json"],
         ["plan", "x", "--sparsity", "0.2", "--target-bytes", "8 GB"],
         ["plan", "x", "--target-bytes", "8 gigs"],
+        ["plan", "x", "--target-bytes", "8 GB", "--max-perplexity-increase", "0.1"],
+        ["plan", "x", "--target-bytes", "8 GB", "--trials", "3"],
         ["push"],
         ["compress", "x", "--sparsity", "0.2", "--calibration", "no-such-file"],
         ["compress", "x", "--sparsity", "0.2", "--metadata", "no-equals-sign"],

@@ -135,6 +135,18 @@ def test_a_target_that_the_model_meets_already_is_named(checkpoints: list[Checkp
     assert plan.parameters_after == plan.parameters_before
 
 
+def test_bytes_before_a_quantisation_are_refused_and_parameters_are_not(checkpoints: list[Checkpoint]) -> None:
+    def plan(target: dict[str, Any]) -> Plan:
+        steps = [{"method": "modegpt", "target": target}, {"method": "round_to_nearest"}]
+        return make_plan(checkpoints[0], Recipe.model_validate({"steps": steps}), model="tiny")
+
+    codes = [(blocker.code, blocker.param) for blocker in plan({"bytes": "700 kB"}).blockers]
+    assert ("target_before_quantization", "recipe.steps.0.target.bytes") in codes
+    kept = plan({"parameters": 200_000})
+    assert not [blocker for blocker in kept.blockers if blocker.code.startswith("target")]
+    assert kept.parameters_after <= 200_000
+
+
 def test_the_plan_says_which_sparsity_the_target_came_to(checkpoints: list[Checkpoint]) -> None:
     plan = plan_of(checkpoints[0], {"target": {"bytes": "0.7 MB"}})
     assert any("follows from target.bytes 700000" in note for note in plan.notes)

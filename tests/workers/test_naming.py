@@ -30,6 +30,8 @@ def test_the_method_or_the_suffix_names_it() -> None:
         ({"bytes": "8 GiB"}, "8.59GB"),
         ({"bytes": 12}, "12B"),
         ({"parameters": 110_500_000}, "110.5M"),
+        ({"perplexity_increase": 0.1}, "ppl10pct"),
+        ({"perplexity_increase": 0.00123456}, "ppl0.1235pct"),
     ],
 )
 def test_a_target_names_it_too(target: dict[str, Any], label: str) -> None:

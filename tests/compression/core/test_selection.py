@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compression.core.budget import PriceList, spend
+from compression.core.budget import PriceList, cheapest_curve, spend
 from compression.core.selection import removal_order, symmetric_factor
 from compression.methods.modegpt_decompositions import nystrom
 from tests.compression.methods.test_modegpt import correlated, randn
@@ -93,6 +93,29 @@ def test_budgets_are_met_and_no_cheaper_choice_on_the_hull_exists(
     )
     dearest = max(max(b - a for a, b in itertools.pairwise(one.prices)) for one in lists)
     assert price <= best + len(lists) * dearest + 1e-9
+
+
+@given(curves=st.lists(st.lists(st.floats(0, 10), min_size=2, max_size=6).map(tuple), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=100)
+def test_the_cheapest_curve_is_the_lower_hull_of_all_choices(curves: list[tuple[float, ...]]) -> None:
+    lists = [
+        PriceList(tuple(range(len(curve), 0, -1)), tuple(3 * at for at in range(len(curve))), (0.0, *sorted(curve)[1:]))
+        for curve in curves
+    ]
+    choices = [
+        (sum(one.saved[at] for one, at in zip(lists, picks, strict=True)),
+         sum(one.prices[at] for one, at in zip(lists, picks, strict=True)))
+        for picks in itertools.product(*(range(len(one.widths)) for one in lists))
+    ]  # fmt: skip
+    curve = cheapest_curve(lists)
+    assert curve[0] == (0, 0.0)
+    assert curve[-1][0] == sum(one.saved[-1] for one in lists)
+    for saved, price in curve:  # each point is a choice …
+        assert min(cost for got, cost in choices if got == saved) == pytest.approx(price, abs=1e-9)
+    for (s0, p0), (s1, p1) in itertools.pairwise(curve):  # … and no choice lies below the lines between them
+        for got, cost in choices:
+            if s0 <= got <= s1:
+                assert cost >= p0 + (p1 - p0) * (got - s0) / (s1 - s0) - 1e-9
 
 
 def test_a_budget_nobody_can_meet_is_an_error() -> None:

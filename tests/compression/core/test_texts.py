@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from api_schemas.calibration import Calibration, Evaluation, TextSource
 from api_schemas.errors import InvalidCalibration
 from compression.core import text_rows
-from compression.core.texts import Windows, assert_disjoint, load_windows
+from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows
 from tests.tiny_models import PROSE, make_tiny_tokenizer
 
 LENGTH = 16
@@ -87,6 +87,24 @@ def test_use_says_what_was_asked_and_what_there_was(load: Callable[..., Windows]
     assert use.used == windows.tokens.shape[0]
     assert use.tokens_used == windows.tokens.numel()
     assert use.sha256 == hashlib.sha256(windows.tokens.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def test_held_out_windows_come_after_the_others_and_both_parts_say_what_they_are(
+    load: Callable[..., Windows], tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("one two three four five six seven eight nine ten " * 40)
+    whole = load(file_source(path), 10)
+    used = len(whole.tokens)
+    first, second = hold_out(whole, 4, 8)
+    assert len(second.tokens) == max(1, used // 5)
+    assert torch.equal(torch.cat([first.tokens, second.tokens]), whole.tokens)
+    assert (first.use.requested, second.use.requested) == (8, 2)
+    assert (first.use.used, second.use.used) == (len(first.tokens), len(second.tokens))
+    assert first.use.tokens_used + second.use.tokens_used == whole.use.tokens_used
+    assert len({first.use.sha256, second.use.sha256, whole.use.sha256}) == 3
+    with pytest.raises(InvalidCalibration, match="1 window"):
+        hold_out(load(file_source(path), 1), 4, 8)
 
 
 def test_less_than_one_window_is_an_error_with_both_numbers(load: Callable[..., Windows], tmp_path: Path) -> None:
