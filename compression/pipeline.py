@@ -23,7 +23,7 @@ from compression.evaluation import Quality, compare
 from compression.exporting import write_result
 from compression.judgement import Outcome, build_report, judge
 from compression.prepare import Prepared, fingerprint, prepare
-from compression.reload import Probed, logits_of, prove, run_probe
+from compression.reload import Probed, logits_of, prove, run_probe, too_large_to_run
 from compression.search import choose_goal
 from compression.stages import Stages
 from compression.steps import Made, run_steps
@@ -101,19 +101,30 @@ def _verify(
     """Reload proof, then speed and memory of both models, each in a fresh process of its own."""
     tokens = ready.evaluation.tokens[:1, :PROOF_TOKENS]
     project_code = recipe.layout != "portable"
-    wanted = recipe.evaluation.generation_tokens
-    after = run_probe(partial, tokens, generate=wanted, logits=True, project_code=project_code)
+    asked = recipe.evaluation.generation_tokens
+    lacking = [too_large_to_run(folder) for folder in (ready.model.folder, partial)]
+    wanted = [asked if why is None else 0 for why in lacking]
+    after = run_probe(partial, tokens, generate=wanted[1], logits=True, project_code=project_code)
     proof = prove(after, logits_of(made.model, tokens), project_code=project_code)
-    if not wanted:
-        unmeasured = MeasuredPair(before=None, after=None, reason="recipe.evaluation.generation_tokens is 0")
-        return proof, unmeasured, unmeasured
-    before = run_probe(ready.model.folder, tokens, generate=wanted, logits=False, project_code=False)
-    return proof, *_speed_and_memory(before, after)
+    before = None
+    if wanted[0]:
+        before = run_probe(ready.model.folder, tokens, generate=asked, logits=False, project_code=False)
+    reasons = [f"{side}: {why}" for side, why in zip(("before", "after"), lacking, strict=True) if why]
+    reason = "; ".join(reasons) if asked else "recipe.evaluation.generation_tokens is 0"
+    return proof, *_speed_and_memory(before, after if wanted[1] else None, reason or None)
 
 
-def _speed_and_memory(before: Probed, after: Probed) -> tuple[MeasuredPair, MeasuredPair]:
-    speed = MeasuredPair(before=before.tokens_per_second, after=after.tokens_per_second)
-    return speed, MeasuredPair(before=before.peak_memory_bytes, after=after.peak_memory_bytes)
+def _speed_and_memory(
+    before: Probed | None, after: Probed | None, reason: str | None
+) -> tuple[MeasuredPair, MeasuredPair]:
+    speed, memory = (
+        [None if side is None else getattr(side, name) for side in (before, after)]
+        for name in ("tokens_per_second", "peak_memory_bytes")
+    )
+    return (
+        MeasuredPair(before=speed[0], after=speed[1], reason=reason),
+        MeasuredPair(before=memory[0], after=memory[1], reason=reason),
+    )
 
 
 def _evaluate(ready: Prepared, compressed: StreamedModel, stages: Stages) -> Quality:

@@ -17,21 +17,24 @@ from torch import Tensor
 from api_schemas.errors import JobFailed
 from api_schemas.reports import ReloadProof
 from compression.core.blockwise import run_block_
+from compression.core.memory import available_bytes
 from compression.core.protocols import Streamed
 
 PROBE = Path(__file__).with_name("probe.py")
 PROJECT = Path(__file__).parents[1]
+RUNNING_BYTES = 1024**3  # an interpreter, a cache of keys and values, and what a running model works in
 RELATIVE_TOLERANCE = 1e-3  # of the largest logit: float32 rounding over tens of blocks, far below a wrong weight
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What a fresh process said of a model folder."""
+    """What a fresh process said of a model folder; its memory after generating, and after the logits too."""
 
     loader: str
     logits: Tensor | None
     tokens_per_second: float | None
     peak_memory_bytes: int
+    proof_memory_bytes: int | None
     greedy_text: str
 
 
@@ -46,8 +49,20 @@ def logits_of(model: Streamed, tokens: Tensor) -> Tensor:
     return logits
 
 
+def too_large_to_run(folder: Path) -> str | None:
+    """Why a model cannot be run whole on this machine now; None where it can.
+
+    The proof needs one module in memory at a time; generating reads every weight for every token.
+    """
+    needed = sum(file.stat().st_size for file in folder.glob("*.safetensors")) + RUNNING_BYTES
+    available = available_bytes()
+    if needed <= available:
+        return None
+    return f"to generate it needs {needed} bytes of memory in its stored type, and {available} are available"
+
+
 def run_probe(folder: Path, tokens: Tensor, *, generate: int, logits: bool, project_code: bool) -> Probed:
-    """Load `folder` in a fresh, isolated process.
+    """Load `folder` in a fresh, isolated process; without `generate` it holds one module's weights at a time.
 
     Args:
         folder: a model folder.
@@ -78,6 +93,7 @@ def run_probe(folder: Path, tokens: Tensor, *, generate: int, logits: bool, proj
             logits=load_file(out.with_suffix(".safetensors"))["logits"] if logits else None,
             tokens_per_second=facts.get("tokens_per_second"),
             peak_memory_bytes=facts["peak_memory_bytes"],
+            proof_memory_bytes=facts.get("proof_memory_bytes"),
             greedy_text=facts.get("greedy_text", ""),
         )
 

@@ -64,5 +64,6 @@ def _change(before: float, after: float) -> str:
 
 def _measured(name: str, pair: MeasuredPair, form: output.Form) -> tuple[str, str, str, str]:
     if pair.before is None or pair.after is None:
-        return (name, "not measured", "not measured", pair.reason or "")
+        shown = ["not measured" if side is None else form(side) for side in (pair.before, pair.after)]
+        return (name, shown[0], shown[1], pair.reason or "")
     return (name, form(pair.before), form(pair.after), _change(pair.before, pair.after))

@@ -32,7 +32,7 @@ from compression.runtime.blocks import reduced_model_type
 from compression.runtime.models import REDUCED
 from compression.runtime.nemotron import ARCHITECTURE, MODEL_TYPE, block_configs
 
-SHARD_BYTES = 4 * 1024**3
+SHARD_BYTES = 1024**3  # a shard is in memory while it is collected
 MANIFEST = "modepress.json"
 SERVE = "serve.json"
 NEVER_COPIED = {"config.json", "model.safetensors.index.json", "generation_config.json", MANIFEST, SERVE}

@@ -5,8 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from api_schemas.reports import BlockReport
 from compression.core.protocols import BlockResult
@@ -51,10 +50,10 @@ class FolderBlockStore:
         if not record.exists() or not tensors.exists():
             return None
         facts = json.loads(record.read_text())
-        if hashlib.sha256(tensors.read_bytes()).hexdigest() != facts["sha256"]:
-            return None
-        with safe_open(tensors, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        with tensors.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                return None
+        state = load_file(tensors)
         return BlockResult(index=index, state=state, report=BlockReport.model_validate(facts["report"]))
 
     def put(self, result: BlockResult) -> None:

@@ -1,8 +1,21 @@
-"""How much memory this process has held at most."""
+"""How much memory this process has held at most, and how much is left for others."""
 
 import resource
 import sys
 from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """Bytes that a new process can have without swapping: the system's, or what a container's limit leaves."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.exists() and (asked := limit.read_text().strip()) != "max":
+        available = min(available, max(0, int(asked) - int(used.read_text())))
+    return available
 
 
 def peak_rss_bytes() -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from compression.core.linalg import symmetrize_
 from preflight.families import Dimensions, Family
 
 
@@ -33,6 +34,14 @@ class RunningGram:
         """The correlation `E[x xᵀ]` per group, exactly symmetric."""
         mean = self._sum / max(1, self.tokens)
         return (mean + mean.mT) / 2
+
+    def take_mean(self) -> Tensor:
+        """`mean`, made in place of the sums, which are gone afterwards: a wide MLP's take a gigabyte."""
+        mean, self._sum = self._sum, self._sum.new_zeros(0)
+        mean /= max(1, self.tokens)
+        for group in mean:
+            symmetrize_(group)
+        return mean
 
     def covariance(self) -> Tensor:
         """The correlation around the mean `E[(x − μ)(x − μ)ᵀ]` per group."""

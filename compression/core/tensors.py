@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.errors import InvalidCheckpoint
+from compression.core.linalg import all_finite
 from preflight.safetensors_header import TensorEntry
 
 DTYPES = {
@@ -35,7 +36,7 @@ def read_tensor(entry: TensorEntry) -> Tensor:
             "truncated_tensor", f"{entry.name}: {entry.file.name} ends after {read} of {len(buffer)} bytes", entry.name
         )
     tensor = torch.frombuffer(buffer, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise InvalidCheckpoint(
             "non_finite_weights",
             f"{entry.name} holds NaN or infinity; the checkpoint is damaged: export or download it again",

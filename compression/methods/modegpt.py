@@ -167,7 +167,7 @@ class Modegpt:
                 kept = by_weight_norm([state[f"{name}.weight"] for name in names.inputs], state[down], width)
                 state[down] = state[down][:, kept]
             else:
-                solved.append(nystrom(gram.mean()[0], state[down].double(), width, self.config.ridge))
+                solved.append(nystrom(gram.take_mean()[0], state[down].double(), width, self.config.ridge))
                 kept = solved[-1].kept
                 state[down] = solved[-1].down.to(state[down].dtype)
             for linear in names.inputs:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.core.linalg import factorize
+from compression.core.linalg import energy, factorize
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ def leverage_scores(C: Tensor, ridge: float) -> Tensor:
     >>> [round(s, 12) for s in leverage_scores(torch.diag(torch.tensor([3.0, 1.0]).double()), 0.5).tolist()]
     [0.75, 0.5]
     """
-    scale = ridge * C.diagonal().mean()
-    damped = C + scale * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return 1.0 - scale * factorize(damped, "MLP correlation").inverse_diagonal()
+    scale = float(ridge * C.diagonal().mean())
+    return 1.0 - scale * factorize(C, "MLP correlation", scale).inverse_diagonal()
 
 
 def nystrom(C: Tensor, D: Tensor, width: int, ridge: float) -> Nystrom:
@@ -63,11 +62,12 @@ def nystrom(C: Tensor, D: Tensor, width: int, ridge: float) -> Nystrom:
     """
     kept = torch.topk(leverage_scores(C, ridge), width).indices.sort().values
     target = C[kept] @ D.T  # C_J: Dᵀ, [k, d]
-    factor = factorize(C[kept][:, kept], "MLP correlation of the kept units")
+    factor = factorize(C[kept[:, None], kept], "MLP correlation of the kept units")
     down = factor.solve(target).T
-    whole = torch.sum((D @ C) * D)
-    # ‖aDᵀ − a_J D'ᵀ‖² = tr(DCDᵀ) − 2 tr(D'C_J:Dᵀ) + tr(D'C_JJD'ᵀ); exact for damped solutions too
-    lost = whole - 2 * torch.sum(down.T * target) + torch.sum((down @ C[kept][:, kept]) * down)
+    whole = energy(D, C)
+    # ‖aDᵀ − a_J D'ᵀ‖² = tr(DCDᵀ) − 2 tr(D'C_J:Dᵀ) + tr(D'C_JJD'ᵀ); with (C_JJ + δI) D'ᵀ = C_J:Dᵀ the last two are
+    # − tr(D'C_J:Dᵀ) − δ‖D'‖²
+    lost = whole - torch.sum(down.T * target) - factor.added * down.square().sum()
     return Nystrom(kept, down, float((lost.clamp_min(0) / whole.clamp_min(1e-300)).sqrt()), factor.damping)
 
 

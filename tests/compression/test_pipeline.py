@@ -103,6 +103,19 @@ def test_report_is_complete_and_matches_plan_and_artifact(tmp_path: Path, layout
     assert CompressionReport.model_validate_json(report.model_dump_json()) == report
 
 
+def test_a_model_that_does_not_fit_is_proven_but_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_tiny_model(tmp_path / "in", "llama")
+    monkeypatch.setattr("compression.reload.available_bytes", lambda: 1000)
+    asked = recipe(evaluation={"num_windows": 4, "sequence_length": 48, "generation_tokens": 4})
+    report = run(folder, tmp_path / "out", asked)
+    assert report.reload.max_logit_difference <= report.reload.tolerance
+    for pair in (report.tokens_per_second, report.peak_memory_bytes):
+        assert (pair.before, pair.after) == (None, None)
+        assert pair.reason is not None
+        assert pair.reason.startswith("before: to generate it needs ")
+        assert "after: to generate it needs " in pair.reason
+
+
 @pytest.mark.parametrize("layout", ["portable", "full"])
 def test_cancelled_after_a_block_then_resumed_is_the_undisturbed_artifact(tmp_path: Path, layout: str) -> None:
     """T25, T22: block influence and shared rotary pairs included, which a resumed run must not choose anew."""

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from api_schemas.errors import JobFailed
-from compression.reload import prove, run_probe
+from compression.reload import prove, run_probe, too_large_to_run
 from tests.compression.core.test_artifact import write
 from tests.compression.walks import Walk, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
@@ -77,3 +78,33 @@ def test_logits_that_are_not_finite_fail(artifact: tuple[Walk, Path]) -> None:
     probed.logits[0, 0] = torch.nan
     with pytest.raises(JobFailed):
         prove(probed, expected, project_code=False)
+
+
+def test_the_proof_holds_no_more_of_a_deep_model_than_of_a_shallow_one(tmp_path: Path) -> None:
+    """In float32 the 12 further blocks weigh 151 MB, in their own type half of it."""
+    peaks = []
+    for layers in (2, 14):
+        folder = make_tiny_model(
+            tmp_path / str(layers), hidden=512, intermediate=1408, head_dim=128, layers=layers, dtype=torch.bfloat16
+        )
+        peaks.append(run_probe(folder, random_tokens(1, 32), generate=0, logits=True, project_code=False))
+    shallow, deep = (probed.proof_memory_bytes for probed in peaks)
+    assert shallow is not None
+    assert deep is not None
+    assert deep - shallow < 40 * 1024**2
+
+
+def test_weights_are_widened_as_if_the_whole_model_were(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, "mixtral", dtype=torch.bfloat16)
+    tokens = random_tokens(1, 40)
+    probed = run_probe(folder, tokens, generate=0, logits=True, project_code=False)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").float()
+    with torch.inference_mode():
+        torch.testing.assert_close(probed.logits, whole(tokens).logits[0], rtol=0, atol=1e-5)
+
+
+def test_a_model_larger_than_memory_is_not_run_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_tiny_model(tmp_path)
+    assert too_large_to_run(folder) is None
+    monkeypatch.setattr("compression.reload.available_bytes", lambda: 1000)
+    assert "1000 are available" in str(too_large_to_run(folder))

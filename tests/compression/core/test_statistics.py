@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from api_schemas.errors import JobFailed
-from compression.core.linalg import factorize
+from compression.core import linalg
+from compression.core.linalg import all_finite, energy, factorize, symmetrize_
 from compression.core.statistics import RunningEnergy, RunningGram, RunningInfluence
 
 
@@ -24,6 +25,15 @@ def test_gram_is_the_correlation_of_each_group_however_batched(groups: int) -> N
     torch.testing.assert_close(one.mean(), reference, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(many.mean(), reference, rtol=1e-5, atol=1e-6)
     assert torch.equal(one.mean(), one.mean().mT)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_taken_mean_is_the_mean(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "COLUMNS", 5)
+    gram = RunningGram(groups, 12 // groups)
+    gram.add(activations(40, 12))
+    mean = gram.mean()
+    assert torch.equal(gram.take_mean(), mean)
 
 
 def test_energy_is_the_diagonal_of_the_gram() -> None:
@@ -54,6 +64,39 @@ def test_factor_solves_inverts_and_names_its_damping() -> None:
     singular = factorize(torch.ones(4, 4, dtype=torch.float64), "ones")
     assert singular.damping > 0
     assert factorize(torch.zeros(3, 3, dtype=torch.float64), "zeros").damping > 0
+
+
+@pytest.mark.parametrize("columns", [1, 4, 5, 12, 100])
+def test_slices_of_columns_give_the_same_as_all_at_once(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "COLUMNS", columns)
+    x, D = activations(50, 12).double(), activations(7, 12).double()
+    A = x.T @ x
+    torch.testing.assert_close(factorize(A, "A").inverse_diagonal(), torch.linalg.inv(A).diagonal())
+    torch.testing.assert_close(energy(D, A), torch.trace(D @ A @ D.T))
+    askew = activations(12, 12)
+    assert torch.equal(symmetrize_(askew.clone()), (askew + askew.T) / 2)
+
+
+def test_a_ridge_is_added_and_the_matrix_comes_back_as_it_was() -> None:
+    x = activations(3, 6).double()
+    A = x.T @ x
+    before = A.clone()
+    factor = factorize(A, "A", 0.5)
+    torch.testing.assert_close(factor.lower @ factor.lower.T, A + 0.5 * torch.eye(6).double())
+    damped = factorize(A, "A")
+    torch.testing.assert_close(damped.lower @ damped.lower.T, A + damped.added * torch.eye(6).double())
+    assert damped.damping > 0
+    assert torch.equal(A, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_entry_that_is_not_finite_is_seen(dtype: torch.dtype) -> None:
+    assert all_finite(activations(5, 4).to(dtype))
+    assert all_finite(torch.empty(0, dtype=dtype))
+    for value in ("nan", "inf", "-inf"):
+        A = activations(5, 4).to(dtype)
+        A[2, 1] = float(value)
+        assert not all_finite(A)
 
 
 def test_infinite_activations_are_named() -> None:
