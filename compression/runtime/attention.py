@@ -100,8 +100,8 @@ class ReducedAttention(nn.Module):
         if self.rotary_rank and position_embeddings is not None:
             cos, sin = (self._of_kept_pairs(angle) for angle in position_embeddings)
             key = self._rotate(key, cos, sin)
-            groups = self.num_key_value_groups
-            query = self._rotate(query, cos.repeat_interleave(groups, dim=1), sin.repeat_interleave(groups, dim=1))
+            grouped = query.unflatten(1, (-1, self.num_key_value_groups))
+            query = self._rotate(grouped, cos[:, :, None], sin[:, :, None]).flatten(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         mixed, weights = self._attend(query, key, value, attention_mask, **kwargs)
@@ -128,7 +128,7 @@ class ReducedAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Call the configured kernel, padding the narrower of key and value: fused kernels want equal widths."""
         width = max(self.query_key_rank, self.value_output_rank)
-        query, key, value = (nn.functional.pad(states, (0, width - states.shape[-1])) for states in (query, key, value))
+        query, key, value = (_padded(states, width) for states in (query, key, value))
         implementation = self.config._attn_implementation
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, self._eager())
         mixed, weights = interface(
@@ -148,6 +148,12 @@ class ReducedAttention(nn.Module):
     def _eager(self) -> Any:
         """The plain kernel of the family's own module: they differ in caps and in how groups are spread."""
         return sys.modules[self.stock_module].eager_attention_forward
+
+
+def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Zeros up to `width` channels; padding by nothing would copy the whole cache for every token."""
+    lacking = width - states.shape[-1]
+    return nn.functional.pad(states, (0, lacking)) if lacking else states
 
 
 def _leaf(name: str) -> str:
