@@ -22,6 +22,13 @@ def report_table(report: CompressionReport) -> RenderableType:
     rows.append(_measured("peak memory, generating", report.peak_memory_bytes, output.size))
     divergence = report.divergence
     lines = [
+        *(
+            f"step {number} of {len(report.steps)}, {one.method}: {output.count(one.parameters.before)} parameters in "
+            f"{output.size(one.bytes.before)} become {output.count(one.parameters.after)} in "
+            f"{output.size(one.bytes.after)}; {output.seconds(one.seconds)}"
+            for number, one in enumerate(report.steps, start=1)
+            if len(report.steps) > 1
+        ),
         f"against the original: mean KL {divergence.mean_kl:.4f}, 99th percentile {divergence.kl_99th_percentile:.3f} "
         f"nats per token; same first choice on {divergence.top1_agreement:.1%} of tokens",
         f"calibrated on {report.calibration.tokens_used} tokens ({report.calibration.source}), "

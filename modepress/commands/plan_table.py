@@ -19,7 +19,13 @@ def plan_table(plan: Plan) -> RenderableType:
     ]
     time_needed = f"about {output.seconds(plan.estimated_seconds)} ({plan.estimate_basis})"
     lines = [
-        f"sparsity of the blocks: {_sparsity(plan)}, in {', '.join(plan.modules)}",
+        *_narrowing(plan),
+        *(
+            f"step {number} of {len(plan.steps)}, {one.method}: {output.size(one.bytes_before)} of weights become "
+            f"{output.size(one.bytes_after)}"
+            for number, one in enumerate(plan.steps, start=1)
+            if len(plan.steps) > 1
+        ),
         f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
         f"time: {time_needed}",
         *(f"in {one.runtime}: {one.status.replace('_', ' ')} ({one.reason})" for one in plan.runtimes),
@@ -28,6 +34,12 @@ def plan_table(plan: Plan) -> RenderableType:
         *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),
     ]
     return Group(output.table(("", ">now", ">then", ">change"), rows), "", *lines)
+
+
+def _narrowing(plan: Plan) -> list[str]:
+    if not plan.modules:
+        return ["every width stays"]
+    return [f"sparsity of the blocks: {_sparsity(plan)}, in {', '.join(plan.modules)}"]
 
 
 def _sparsity(plan: Plan) -> str:

@@ -1,0 +1,32 @@
+"""Tables for people: a plan of two steps shows both."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from api_schemas.recipe import Recipe
+from modepress.commands.plan_table import plan_table
+from preflight.checkpoint import open_checkpoint
+from preflight.plans import make_plan
+from tests.tiny_models import make_tiny_model
+
+
+def shown(folder: Path, *steps: dict[str, Any]) -> str:
+    plan = make_plan(open_checkpoint(folder), Recipe.model_validate({"steps": steps}), model="tiny")
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(plan_table(plan))
+    return captured.get()
+
+
+def test_a_plan_names_each_step_and_what_it_does_to_the_bytes(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, "llama", hidden=64, intermediate=256)
+    gptq = {"method": "gptq", "group_size": 32}
+    both = shown(folder, {"method": "modegpt", "sparsity": 0.3}, gptq)
+    assert "step 1 of 2, modegpt: " in both
+    assert "step 2 of 2, gptq: " in both
+    assert "in mlp" in both
+    alone = shown(folder, gptq)
+    assert "every width stays" in alone
+    assert "step 1" not in alone
