@@ -24,7 +24,7 @@ from compression.methods.modegpt_refined import TwoStreams
 from compression.prepare import Prepared
 from compression.stages import Stages
 from preflight.estimates import sample_windows
-from preflight.shapes import block_costs, dense_shape, shapes_for
+from preflight.shapes import block_costs, dense_shape, most_per_block, shapes_for
 
 
 def narrowing(recipe: Recipe) -> ModegptConfig:
@@ -41,7 +41,10 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
     if step.resolved_allocation == "block_influence" or shares_pairs:
         influence, scores = _profile(ready, store, stages)
         if step.resolved_allocation == "block_influence":
-            sparsities = allocate(influence.tolist(), step.known_sparsity, step.temperature, step.sparsity_cap)
+            costs = block_costs(ready.family, ready.checkpoint.config)
+            dense = dense_shape(ready.family, ready.checkpoint.config)
+            most = most_per_block(costs, dense, step, ready.plan.modules)
+            sparsities = allocate(influence.tolist(), step.known_sparsity, step.temperature, most)
             shapes = shapes_for(ready.family, ready.checkpoint.config, step, sparsities)
         if shares_pairs:
             # every head of every block that rotates votes with the same weight

@@ -67,6 +67,13 @@ def gguf_refusals(
             f"llama.cpp's {architecture.name!r} turns by the stock frequencies only; use modules ['mlp'] and a model "
             "without rotary scaling, or leave it out",
         )
+    size = family.dimensions(config)
+    if architecture.square and size.heads * size.head_dim != size.hidden:
+        yield (
+            "gguf_heads",
+            f"llama.cpp's {architecture.name!r} wants heads × head_dim to be hidden_size {size.hidden}, not "
+            f"{size.heads * size.head_dim}; leave it out",
+        )
     window = window_of(config)
     if window is not None:
         yield "gguf_window", f"llama.cpp ignores the window of {window} tokens for this architecture; leave it out"

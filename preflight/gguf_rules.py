@@ -3,7 +3,8 @@
 Found by running llama.cpp 11434 on such files (`benchmarks/runtimes.py`) and by reading its `src/models/*.cpp`:
 
 - `llama` has one MLP width and head size and multiplies rotary angles by `rope_freqs`; `deci` is the same with widths
-  per block. `qwen2` and `qwen3` read no `rope_freqs`, so their frequencies must be the stock ones.
+  per block. `qwen2` and `qwen3` read no `rope_freqs`, so their frequencies must be the stock ones. `qwen2` loads
+  attention only where heads × head size is the hidden size.
 - rows whose length is no multiple of 32 cannot be quantised and stay in 16 bits; K-quants want 256.
 """
 
@@ -26,17 +27,19 @@ class GgufArchitecture:
         name: value of `general.architecture`.
         permuted: rotary pairs are neighbours in query and key, not halves of a head.
         rope_freqs: the graph divides angles by a stored tensor of factors.
+        square: heads × head size must be the hidden size.
     """
 
     name: str
     permuted: bool
     rope_freqs: bool
+    square: bool = False
 
 
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": GgufArchitecture("llama", permuted=True, rope_freqs=True),
     "mistral": GgufArchitecture("llama", permuted=True, rope_freqs=True),
-    "qwen2": GgufArchitecture("qwen2", permuted=False, rope_freqs=False),
+    "qwen2": GgufArchitecture("qwen2", permuted=False, rope_freqs=False, square=True),
     "qwen3": GgufArchitecture("qwen3", permuted=False, rope_freqs=False),
 }
 PER_BLOCK = GgufArchitecture("deci", permuted=True, rope_freqs=True)

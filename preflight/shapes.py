@@ -121,6 +121,16 @@ def rounding_step(costs: BlockCosts, step: ModegptConfig, modules: Sequence[str]
     return query_key * ("query_key" in modules) + value_output * ("value_output" in modules)
 
 
+def most_per_block(costs: BlockCosts, dense: BlockShape, step: ModegptConfig, modules: Sequence[str]) -> float:
+    """The sparsity that allocation `block_influence` may give a block: the recipe's cap, or what its parts hold.
+
+    A rounding step is left in the parts, since blocks hand their rounding errors on; never below the mean.
+    """
+    held = sum(held_by(dense, costs, module) for module in modules)
+    share = (held - rounding_step(costs, step, modules)) / costs.parameters(dense)
+    return max(step.known_sparsity, min(step.sparsity_cap, share))
+
+
 def shape_for(dense: BlockShape, costs: BlockCosts, step: ModegptConfig, parameters: float) -> BlockShape:
     """Find the widths whose block has about `parameters` parameters.
 

@@ -197,3 +197,19 @@ def test_the_vllm_export_of_another_layout_is_refused_by_name(tmp_path: Path) ->
     with pytest.raises(InvalidRecipe) as caught:
         write_vllm(folder, tmp_path / "vllm")
     assert caught.value.code == "vllm_layout"
+
+
+def test_influence_never_asks_a_block_for_more_than_its_mlp_holds(tmp_path: Path) -> None:
+    """Four idle blocks would lose 0.8 of their parameters each; their MLPs hold less than that."""
+    folder = make_tiny_model(tmp_path / "in", "llama", **{**SIZES, "head_dim": 32, "layers": 4})
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for block in model.model.layers[1:]:
+            block.mlp.down_proj.weight *= 1e-3
+            block.self_attn.o_proj.weight *= 1e-3
+    model.save_pretrained(folder)
+    step = {**NEMOTRON, "mode": "reference", "allocation": "block_influence", "sparsity": 0.4, "temperature": 0.1}
+    report = run(folder, tmp_path / "out", recipe(step))
+    assert report.shapes[0].mlp_width > 140
+    assert max(shape.mlp_width for shape in report.shapes[1:]) < 80
+    assert report.block_parameters.after / report.block_parameters.before == pytest.approx(0.6, abs=0.01)

@@ -190,6 +190,7 @@ def test_a_file_that_reads_back_otherwise_fails_and_leaves_nothing(
         ("mistral", {"sliding_window": 16}, "gguf_window"),
         ("llama", {"hidden_act": "gelu"}, "gguf_activation"),
         ("qwen3", {"bias": True}, "gguf_bias"),
+        ("qwen2", {"head_dim": 16}, "gguf_heads"),
         ("qwen2", {"rope_parameters": LLAMA3}, "gguf_rotary"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "gguf_rotary"),
     ],
