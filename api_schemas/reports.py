@@ -171,6 +171,7 @@ class CompressionReport(Frozen):
     peak_memory_bytes: MeasuredPair
     seconds: float
     stage_seconds: dict[str, float]
+    ranks: Annotated[int, Field(description="processes that shared the calibration")] = 1
     peak_rss_bytes: Annotated[int, Field(description="of the job process")]
     calibration: TextUse
     evaluation: TextUse

@@ -1,5 +1,7 @@
 """`python -m compression SOURCE TARGET --recipe recipe.json --report report.json`: the same, without the service.
 
+`torchrun --nproc-per-node N -m compression …` shares the calibration between N processes.
+
 Exit status: 0 done, 2 refused (bad model, recipe, text or arguments), 4 failed, 5 the quality gate failed.
 """
 
@@ -18,8 +20,9 @@ from api_schemas.errors import ErrorResponse, JobFailed, ModepressError, place_o
 from api_schemas.events import ProgressEvent
 from api_schemas.recipe import Recipe
 from compression.core.block_store import write_durably
+from compression.core.parallel import Group, joined
 from compression.judgement import GateFailed
-from compression.pipeline import compress
+from compression.pipeline import assist, compress
 
 
 class _Terminal:
@@ -39,9 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True, help="where the report is written")
     parser.add_argument("--blocks", type=Path, help="where finished blocks are kept; default is beside the target")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--rank-timeout", type=float, default=1800.0, help="seconds one rank waits for another")
     asked = parser.parse_args(arguments)
     try:
-        return _run(asked)
+        with joined(asked.rank_timeout) as group:
+            return _run(asked, group)
     except ModepressError as error:
         sys.stderr.write(ErrorResponse(error=error.body()).model_dump_json() + "\n")
         if isinstance(error, GateFailed):
@@ -50,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 4 if isinstance(error, JobFailed) else 2
 
 
-def _run(asked: argparse.Namespace) -> int:
+def _run(asked: argparse.Namespace, group: Group) -> int:
     import torch
 
     if asked.target.exists():
@@ -58,16 +63,22 @@ def _run(asked: argparse.Namespace) -> int:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     asked.target.parent.mkdir(parents=True, exist_ok=True)
+    recipe, source, target = _read_recipe(asked.recipe), asked.source.resolve(), asked.target.resolve()
+    blocks = (asked.blocks or asked.target.with_name(f".{asked.target.name}.blocks")).resolve()
+    if group.rank:
+        assist(recipe, source, target, model=source.name, blocks=blocks, group=group)
+        return 0
     report = compress(
-        _read_recipe(asked.recipe),
-        asked.source.resolve(),
-        asked.target.resolve(),
-        model=asked.source.resolve().name,
-        blocks=(asked.blocks or asked.target.with_name(f".{asked.target.name}.blocks")).resolve(),
+        recipe,
+        source,
+        target,
+        model=source.name,
+        blocks=blocks,
         progress=_Terminal(),
         files={},
         roots=None,
         hub_offline=False,
+        group=group,
     )
     _write_report(asked.report, report.model_dump_json(indent=2))
     sys.stdout.write(

@@ -76,6 +76,7 @@ def build_report(
         peak_memory_bytes=outcome.memory,
         seconds=seconds,
         stage_seconds=stages.seconds,
+        ranks=ready.share.group.size,
         peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,

@@ -17,7 +17,8 @@ from pathlib import Path
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport, MeasuredPair, ReloadProof
 from compression.core.block_store import FolderBlockStore, sync_folder
-from compression.core.protocols import ProgressSink
+from compression.core.parallel import Group
+from compression.core.protocols import NullSink, ProgressSink
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality, compare
 from compression.exporting import write_result
@@ -42,6 +43,7 @@ def compress(
     files: Mapping[str, Path],
     roots: Sequence[Path] | None,
     hub_offline: bool,
+    group: Group | None = None,
 ) -> CompressionReport:
     """Compress a model folder; the artifact appears at `target` whole and proven, or not at all.
 
@@ -55,6 +57,7 @@ def compress(
         files: stored uploads by id, for text source `upload`.
         roots: folders that text files must lie under; None allows any.
         hub_offline: refuse data sets from the hub.
+        group: who shares the calibration; this process is its rank 0, the others call `assist`.
 
     Raises:
         ModepressError: every refusal and failure, by name; `GateFailed` keeps artifact and report.
@@ -63,9 +66,9 @@ def compress(
     stages = Stages(progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     with stages.stage("preparing", f"reading {model}"):
-        ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline)
+        ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline, group=group)
     stages.announce(ready.plan.notes, ready.warnings)
-    store = FolderBlockStore(blocks / fingerprint(recipe, model, ready)[:32])
+    store = _open_store(recipe, model, ready, blocks)
     found = choose_goal(recipe, ready, store, stages)
     made = run_steps(found.recipe, found.ready, found.store, stages)
     partial = target.with_name(f".{target.name}.partial")
@@ -93,6 +96,22 @@ def compress(
         found.search,
     )
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
+
+
+def assist(recipe: Recipe, source: Path, target: Path, *, model: str, blocks: Path, group: Group) -> None:
+    """What a rank other than 0 does: its share of the calibration, every solve, and no file.
+
+    Raises:
+        ModepressError: as `compress`; `ranks_disagree` when this rank does not see or compute what rank 0 does.
+    """
+    ready = prepare(recipe, source, target, model, files={}, roots=None, hub_offline=False, group=group)
+    run_steps(recipe, ready, _open_store(recipe, model, ready, blocks), Stages(NullSink()))
+
+
+def _open_store(recipe: Recipe, model: str, ready: Prepared, blocks: Path) -> FolderBlockStore:
+    facts = fingerprint(recipe, model, ready)
+    ready.share.group.agree(facts.encode(), "what is to be computed (model, recipe, text, versions or threads)")
+    return FolderBlockStore(blocks / facts[:32], ready.share.group)
 
 
 def _verify(

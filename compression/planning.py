@@ -4,15 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from api_schemas.methods import ModegptConfig
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from compression.core.allocation import allocate
-from compression.core.block_store import FolderBlockStore, write_durably
-from compression.core.blockwise import OneStream, profile
+from compression.core.block_store import FolderBlockStore
+from compression.core.blockwise import OneStream, profile, share_of_windows
 from compression.core.budget import PriceList, spend
 from compression.core.protocols import Walker
 from compression.core.sensitivity import Metrics, walk_backward
@@ -60,37 +59,42 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
 
 def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore) -> Walker:
     """The walk of the recipe's mode, with both hands at the embeddings."""
-    step, hidden = narrowing(recipe), ready.model.embed(ready.calibration.tokens)
+    step, share = narrowing(recipe), ready.share
+    hidden = ready.model.embed(ready.calibration.tokens[share.windows])
     if step.mode == "reference":
-        return OneStream(ready.model, method, method.size, hidden, propagation=step.propagation)
-    return TwoStreams(ready.model, method, hidden, _metrics_of(store) if step.minds_the_loss else lambda _: None)
+        return OneStream(ready.model, method, method.size, hidden, share, propagation=step.propagation)
+    metrics = _metrics_of(store) if step.minds_the_loss else lambda _: None
+    return TwoStreams(ready.model, method, hidden, metrics, share)
 
 
 def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[Tensor, Tensor]:
     """Block influence `[blocks]` and pair scores `[blocks, kv_heads, head_dim / 2]`; kept for later attempts."""
-    kept = store.statistics / "profile.safetensors"
-    if not kept.exists():
+    kept = store.kept("profile")
+    if kept is None:
         size = ready.family.dimensions(ready.checkpoint.config)
         total = ready.model.blocks
         with stages.stage("calibrating", "profiling the original model"):
             taken = profile(
                 ready.model,
                 size,
-                ready.model.embed(ready.calibration.tokens),
+                ready.model.embed(ready.calibration.tokens[ready.share.windows]),
                 lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
+                ready.share,
             )
         influence = torch.tensor([one.influence.value() for one in taken], dtype=torch.float64)
         scores = torch.stack([one.pair_scores() for one in taken])
-        write_durably(kept, save({"influence": influence, "scores": scores}))
-    tensors = load_file(kept)
-    return tensors["influence"], tensors["scores"]
+        kept = {"influence": influence, "scores": scores}
+        store.keep("profile", kept)
+    return kept["influence"], kept["scores"]
 
 
 def measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> None:
     """Metrics and price lists of every block into the store; the last file says that all are there."""
     step, total = narrowing(recipe), ready.model.blocks
-    if (store.statistics / "sensitivity-00000.safetensors").exists():  # the walk goes backward: block 0 is written last
+    if store.kept(_sensitivity(0)) is not None:  # the walk goes backward: block 0 is written last
         return
+    tokens = ready.calibration.tokens[: sample_windows(recipe)]
+    share = share_of_windows(ready.share.group, tokens)
     size = ready.family.dimensions(ready.checkpoint.config)
     costs = block_costs(ready.family, ready.checkpoint.config)
     method = Modegpt(step, ready.family, size, ready.plan.blocks)
@@ -99,6 +103,8 @@ def measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore
     def visit(
         index: int, block: torch.nn.Module, inputs: Tensor, statistics: BlockStatistics, metrics: Metrics
     ) -> None:
+        if not share.leads:  # what is measured anew below is measured on the first windows
+            return
         used = metrics if step.minds_the_loss else replace(metrics, attention=identity, mlp=identity)
         tensors = {"attention": metrics.attention.float(), "mlp": metrics.mlp.float()}
         if step.resolved_allocation == "marginal_error":
@@ -107,18 +113,18 @@ def measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore
                 tensors[f"{module}.widths"] = torch.tensor(one.widths)
                 tensors[f"{module}.saved"] = torch.tensor(one.saved)
                 tensors[f"{module}.prices"] = torch.tensor(one.prices, dtype=torch.float64)
-        write_durably(store.statistics / f"sensitivity-{index:05d}.safetensors", save(tensors))
+        store.keep(_sensitivity(index), tensors)
         stages.block(f"measured block {index + 1} of {total}", total - 1 - index, total)
 
     with stages.stage("calibrating", "measuring what the loss minds"):
-        walk_backward(ready.model, size, ready.calibration.tokens[: sample_windows(recipe)], visit)
+        walk_backward(ready.model, size, tokens[share.windows], visit, share)
 
 
 def price_lists(ready: Prepared, store: FolderBlockStore) -> list[PriceList]:
     """What each part of each block costs at each width, block by block, as it was measured before."""
     lists: list[PriceList] = []
     for index in range(ready.model.blocks):
-        tensors = load_file(store.statistics / f"sensitivity-{index:05d}.safetensors")
+        tensors = _measured(store, index)
         for module in ready.plan.modules:
             columns = (tensors[f"{module}.{column}"].tolist() for column in ("widths", "saved", "prices"))
             lists.append(PriceList(*(tuple(column) for column in columns)))
@@ -139,7 +145,18 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
 
 def _metrics_of(store: FolderBlockStore) -> Callable[[int], Metrics]:
     def read(index: int) -> Metrics:
-        tensors = load_file(store.statistics / f"sensitivity-{index:05d}.safetensors")
+        tensors = _measured(store, index)
         return Metrics(tensors["attention"].double(), tensors["mlp"].double())
 
     return read
+
+
+def _sensitivity(index: int) -> str:
+    return f"sensitivity-{index:05d}"
+
+
+def _measured(store: FolderBlockStore, index: int) -> dict[str, Tensor]:
+    tensors = store.kept(_sensitivity(index))
+    if tensors is None:
+        raise RuntimeError(f"what was measured of block {index} vanished from {store.folder}")
+    return tensors

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 from api_schemas.errors import InsufficientStorage, InvalidRecipe
 from api_schemas.plans import Plan
 from api_schemas.recipe import Recipe
+from compression.core.blockwise import share_of_windows, windows_per_chunk
+from compression.core.parallel import Alone, Group, Share
 from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
 from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows
@@ -36,6 +38,7 @@ class Prepared:
     calibration: Windows
     evaluation: Windows
     warnings: tuple[str, ...]
+    share: Share
     search: Windows | None = None
 
 
@@ -53,10 +56,12 @@ def prepare(
     files: Mapping[str, Path],
     roots: Sequence[Path] | None,
     hub_offline: bool,
+    group: Group | None = None,
 ) -> Prepared:
     """Open the checkpoint, plan, refuse by name, read the texts.
 
     Raises:
+        InvalidRecipe: `too_many_ranks` when some would have nothing to do; `ranks_cannot_search` for trials.
         ModepressError: the first blocker's code with all their messages; `disk_full`; the texts' own errors.
     """
     checkpoint = open_checkpoint(source)
@@ -95,8 +100,9 @@ def prepare(
     for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
         if text.used < text.requested:
             warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
+    share = _share(group or Alone(), recipe, calibration.tokens)
     streamed = StreamedModel(source, family, checkpoint.tensors)
-    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings), search)
+    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings), share, search)
 
 
 def refuse_blocked(plan: Plan) -> None:
@@ -108,6 +114,25 @@ def refuse_blocked(plan: Plan) -> None:
     if plan.blockers:
         first = plan.blockers[0]
         raise InvalidRecipe(first.code, "; ".join(blocker.message for blocker in plan.blockers), first.param)
+
+
+def _share(group: Group, recipe: Recipe, tokens: torch.Tensor) -> Share:
+    if group.size > 1 and recipe.trials:
+        raise InvalidRecipe(
+            "ranks_cannot_search",
+            "a target for perplexity is searched for by one process: start without torchrun, or name a sparsity",
+            "recipe.steps.0.target.perplexity_increase",
+        )
+    windows, length = tokens.shape
+    chunks = -(-windows // windows_per_chunk(length))
+    if group.size > chunks:
+        raise InvalidRecipe(
+            "too_many_ranks",
+            f"{group.size} ranks cannot share {windows} calibration windows of {length} tokens, which are {chunks} "
+            f"chunks: start {chunks} ranks at most, or calibrate on more text",
+            "recipe.calibration.num_samples",
+        )
+    return share_of_windows(group, tokens)
 
 
 def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
@@ -123,4 +148,6 @@ def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
     ]
     if ready.search is not None:
         facts.append(ready.search.use.sha256)
+    if ready.share.group.size > 1:  # float64 sums over ranks round otherwise than those of one process
+        facts.append({"ranks": ready.share.group.size})
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

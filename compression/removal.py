@@ -4,12 +4,13 @@ Reference: Men et al., "ShortGPT: Layers in Large Language Models are More Redun
 sec. 3: the blocks of least influence `1 − E[cos(input, output)]` go, all at once, as measured on the original.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from api_schemas.recipe import Recipe
-from compression.core.block_store import FolderBlockStore, write_durably
+from compression.core.block_store import FolderBlockStore
 from compression.core.blockwise import profile
 from compression.core.streamed_model import StreamedModel
 from compression.prepare import Prepared
@@ -31,11 +32,12 @@ def remove_blocks(
     step = recipe.structure
     if step is None or not step.remove_blocks:
         return recipe, ready, ()
-    kept_choice = store.folder / "removed.json"
-    if not kept_choice.exists():
+    choice = store.kept("removed")
+    if choice is None:
         with stages.stage("calibrating", "measuring which blocks do least"):
-            write_durably(kept_choice, json.dumps(_least_influential(ready, step.remove_blocks, stages)).encode())
-    removed = tuple(json.loads(kept_choice.read_text()))
+            choice = {"blocks": torch.tensor(_least_influential(ready, step.remove_blocks, stages))}
+            store.keep("removed", choice)
+    removed = tuple(choice["blocks"].tolist())
     kept = [index for index in range(ready.model.blocks) if index not in removed]
     config = remaining_config(ready.family, ready.checkpoint.config, kept)
     model = StreamedModel(ready.model.folder, ready.family, _renumbered(ready, kept), config)
@@ -53,8 +55,9 @@ def _least_influential(ready: Prepared, count: int, stages: Stages) -> list[int]
     profiled = profile(
         ready.model,
         size,
-        ready.model.embed(ready.calibration.tokens),
+        ready.model.embed(ready.calibration.tokens[ready.share.windows]),
         lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
+        ready.share,
     )
     influence = [one.influence.value() for one in profiled]
     return sorted(sorted(range(total), key=lambda index: (influence[index], -index))[:count])

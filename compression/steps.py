@@ -64,11 +64,14 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
             reports += _walk(model, walker, store, stages, 0, total)
         model, shapes = NarrowedModel(ready.model, method, store), method.shapes
     if (step := recipe.quantization) is not None:
-        last = FolderBlockStore(store.folder / "quantized")
+        last = FolderBlockStore(store.folder / "quantized", store.group)
         with stages.stage("quantizing", f"quantising the linears of {model.blocks} blocks by {step.method}"):
-            stream = LinearStream(model, linear_method(step), model.embed(ready.calibration.tokens))
+            hidden = model.embed(ready.calibration.tokens[ready.share.windows])
+            stream = LinearStream(model, linear_method(step), hidden, ready.share)
             reports += _walk(model, stream, last, stages, total - 1, total)
         model = QuantizedModel(model, last, step.bits)
+    for one in (store, last):
+        one.part_()
     return Made(model, shapes, last, ready, removed, tuple(reports))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from api_schemas.reports import BlockReport, CountBeforeAfter
 from compression.core.grid import count_bytes, count_parameters
+from compression.core.parallel import WHOLE, Group, Share, share_of
 from compression.core.protocols import BlockResult, BlockStore, Method, Step, Streamed, Walker
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
@@ -22,9 +23,19 @@ CHUNK_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix units 
 
 def chunks(hidden: Tensor) -> Iterator[slice]:
     """Slices over windows `[windows, tokens, hidden]` of about `CHUNK_TOKENS` tokens each."""
-    step = max(1, CHUNK_TOKENS // hidden.shape[1])
+    step = windows_per_chunk(hidden.shape[1])
     for start in range(0, hidden.shape[0], step):
         yield slice(start, start + step)
+
+
+def windows_per_chunk(length: int) -> int:
+    """How many windows of so many tokens are run at once."""
+    return max(1, CHUNK_TOKENS // length)
+
+
+def share_of_windows(group: Group, tokens: Tensor) -> Share:
+    """This rank's share of `[windows, tokens]`."""
+    return share_of(group, tokens.shape[0], windows_per_chunk(tokens.shape[1]))
 
 
 def run_block_(model: Streamed, block: nn.Module, index: int, hidden: Tensor) -> None:
@@ -35,7 +46,7 @@ def run_block_(model: Streamed, block: nn.Module, index: int, hidden: Tensor) ->
 
 @torch.inference_mode()
 def profile(
-    model: StreamedModel, size: Dimensions, hidden: Tensor, done: Callable[[int], None]
+    model: StreamedModel, size: Dimensions, hidden: Tensor, done: Callable[[int], None], share: Share = WHOLE
 ) -> list[BlockStatistics]:
     """Walk the original model once for what a global plan needs: block influence and rotary-pair scores.
 
@@ -44,11 +55,12 @@ def profile(
         size: its sizes.
         hidden: `[windows, tokens, hidden]` inputs of block 0; overwritten.
         done: called with each finished block's index.
+        share: which part of all windows `hidden` is.
     """
     profiles = []
     for index in range(model.blocks):
         block = model.block(index, model.block_state(index))
-        statistics = BlockStatistics(model.family, size, gram=False)
+        statistics = BlockStatistics(model.family, size, share, gram=False)
         with statistics.watching(block):
             for part in chunks(hidden):
                 output = model.forward(block, hidden[part], index)
@@ -104,7 +116,14 @@ class OneStream:
     """Hidden states of one model: a block is observed on them, solved, and replaces them by its outputs."""
 
     def __init__(
-        self, model: StreamedModel, method: Method, size: Dimensions, hidden: Tensor, *, propagation: str
+        self,
+        model: StreamedModel,
+        method: Method,
+        size: Dimensions,
+        hidden: Tensor,
+        share: Share = WHOLE,
+        *,
+        propagation: str,
     ) -> None:
         """Start at the embeddings.
 
@@ -113,16 +132,17 @@ class OneStream:
             method: what is done to a block.
             size: the original's sizes.
             hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
+            share: which part of all windows `hidden` is; the error that a step reports is that of its first chunk.
             propagation: `sequential` calibrates block i on the outputs of the compressed blocks before it, `dense` on
                 those of the original ones.
         """
-        self.model, self.method, self.size, self.hidden = model, method, size, hidden
+        self.model, self.method, self.size, self.hidden, self.share = model, method, size, hidden, share
         self.dense = propagation == "dense"
 
     def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
         """Observe, solve and pass one block."""
         block = self.model.block(index, state)
-        statistics = BlockStatistics(self.model.family, self.size)
+        statistics = BlockStatistics(self.model.family, self.size, self.share)
         start, first = self._observe_(block, index, statistics)
         del block
         solution = self.method.solve(index, state, statistics)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks, run_block_
 from compression.core.grid import Quantized, packed_tensors, unpacked
+from compression.core.parallel import WHOLE, Share
 from compression.core.protocols import BlockResult, Solution, Step, Streamed
 from compression.core.statistics import RunningGram, RunningInfluence
 from preflight.quantization import linear_groups
@@ -53,15 +54,16 @@ class LinearMethod(Protocol):
 class LinearStream:
     """Hidden states of one model: a block's linears are observed on them, solved, and the block passed."""
 
-    def __init__(self, model: Streamed, method: LinearMethod, hidden: Tensor) -> None:
+    def __init__(self, model: Streamed, method: LinearMethod, hidden: Tensor, share: Share = WHOLE) -> None:
         """Start at the embeddings.
 
         Args:
             model: what the step starts from.
             method: what is done to a linear.
             hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
+            share: which part of all windows `hidden` is.
         """
-        self.model, self.method, self.hidden = model, method, hidden
+        self.model, self.method, self.hidden, self.share = model, method, hidden, share
 
     def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
         """Solve the linears of one block and pass it."""
@@ -96,6 +98,9 @@ class LinearStream:
                     influence.add(self.hidden[part], output)
         finally:
             handle.remove()
+        gram.sum_(self.share.group)
+        if influence is not None:
+            influence.sum_(self.share.group)
         return gram
 
     def _solve_linear_(self, block: nn.Module, new: dict[str, Tensor], linear: str, gram: RunningGram) -> ModuleReport:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compression.core.linalg import factorize
+from compression.core.parallel import WHOLE, Group, Share
 
 RIDGES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 FALLBACK_RIDGE = 0.3  # where there are too few chunks to hold any out
@@ -150,10 +151,16 @@ class Folds:
 class RunningCross:
     """Second moments of inputs a and targets t over tokens: float32 products per chunk, float64 sums across chunks."""
 
-    def __init__(self, inputs: int, targets: int) -> None:
-        """Start at zero."""
+    def __init__(self, inputs: int, targets: int, share: Share = WHOLE) -> None:
+        """Start at zero.
+
+        Args:
+            inputs: width of a.
+            targets: width of t.
+            share: which chunks this process will add; the same ones judge as in one process alone.
+        """
         self._folds = (_Sums(inputs, targets), _Sums(inputs, targets))
-        self._chunks = 0
+        self._chunks, self._group = share.first_chunk, share.group
 
     def add(self, inputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> None:
         """Add a chunk of `[..., inputs]` and `[..., targets]`; every `HELD_OUT`-th chunk judges.
@@ -165,9 +172,15 @@ class RunningCross:
         self._chunks += 1
         self._folds[self._chunks % HELD_OUT == 0].add(a * ones, t * ones, ones)
 
+    def skip(self) -> None:
+        """Count a chunk without tokens, as an expert may have: which chunks judge is a matter of the text alone."""
+        self._chunks += 1
+
     def folds(self) -> Folds:
-        """The moments so far."""
+        """The moments of the chunks of all ranks; asked for once, when all are added."""
         fit, judge = self._folds
+        for one in self._folds:
+            one.sum_(self._group)
         return Folds(_moments(fit, judge), _moments(fit), _moments(judge) if judge.mass else None)
 
 
@@ -178,6 +191,13 @@ class _Sums:
         self.input = torch.zeros(inputs, dtype=torch.float64)
         self.target = torch.zeros(targets, dtype=torch.float64)
         self.energy, self.mass = 0.0, 0.0
+
+    def sum_(self, group: Group) -> None:
+        """Become the sum over the ranks."""
+        scalars = torch.tensor([self.energy, self.mass], dtype=torch.float64)
+        for tensor in (self.gram, self.cross, self.input, self.target, scalars):
+            group.sum_(tensor)
+        self.energy, self.mass = scalars.tolist()
 
     def add(self, a: Tensor, t: Tensor, ones: Tensor) -> None:
         """Add rows that carry their weights already; `ones` is what a constant input became."""

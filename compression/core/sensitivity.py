@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.core.blockwise import chunks, run_block_
+from compression.core.parallel import WHOLE, Share
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from preflight.families import Dimensions
@@ -38,7 +39,7 @@ class Metrics:
 Visit = Callable[[int, nn.Module, Tensor, BlockStatistics, Metrics], None]
 
 
-def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit: Visit) -> None:
+def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit: Visit, share: Share = WHOLE) -> None:
     """Visit the blocks from last to first with their statistics and metrics.
 
     Args:
@@ -46,6 +47,7 @@ def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit:
         size: its sizes.
         tokens: `[windows, tokens]`; the inputs of all blocks are held, so this is a part of the calibration set.
         visit: called with index, block, its inputs `[windows, tokens, hidden]`, statistics and metrics.
+        share: which part of all windows `tokens` is, perhaps none; statistics and metrics are those of all windows.
     """
     inputs = []
     with torch.no_grad():
@@ -56,7 +58,7 @@ def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit:
     gradient = _loss_gradient(model, hidden, tokens)
     for index in reversed(range(model.blocks)):
         block = model.block(index, model.block_state(index))
-        statistics = BlockStatistics(model.family, size, mixed=True)
+        statistics = BlockStatistics(model.family, size, share, mixed=True)
         metrics = _backward_(model, block, index, inputs[index], gradient, statistics)
         with torch.no_grad():
             visit(index, block, inputs[index], statistics, metrics)
@@ -101,7 +103,9 @@ def _backward_(
             gradient[part] = pulled[0]
     for handle in handles:
         handle.remove()
-    count = inputs.shape[0] * inputs.shape[1]
+    count = torch.tensor(float(inputs.shape[0] * inputs.shape[1]), dtype=torch.float64)
+    for total in (*sums.values(), routing, count):
+        statistics.share.group.sum_(total)
     return Metrics(sums["attention"] / count, sums["mlp"] / count, tuple((routing / count).tolist()))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.core.linalg import symmetrize_
+from compression.core.parallel import WHOLE, Group, Share, sum_of_counts
 from preflight.families import Dimensions, Family
 
 
@@ -18,6 +19,12 @@ class RunningGram:
         self.groups, self.width, self.tokens = groups, width, 0
         self._sum = torch.zeros(groups, width, width, dtype=torch.float64)
         self._total = torch.zeros(groups, width, dtype=torch.float64)
+
+    def sum_(self, group: Group) -> None:
+        """Become the sum over the ranks."""
+        self.tokens = sum_of_counts(group, self.tokens)
+        group.sum_(self._sum)
+        group.sum_(self._total)
 
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
@@ -61,6 +68,11 @@ class RunningEnergy:
         self.groups, self.width, self.tokens = groups, width, 0
         self._sum = torch.zeros(groups, width, dtype=torch.float64)
 
+    def sum_(self, group: Group) -> None:
+        """Become the sum over the ranks."""
+        self.tokens = sum_of_counts(group, self.tokens)
+        group.sum_(self._sum)
+
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
         rows = x.reshape(-1, self.groups, self.width)
@@ -79,6 +91,12 @@ class RunningInfluence:
         """Start at zero."""
         self._sum, self._tokens = 0.0, 0
 
+    def sum_(self, group: Group) -> None:
+        """Become the sum over the ranks."""
+        sums = torch.tensor([self._sum, self._tokens], dtype=torch.float64)
+        group.sum_(sums)
+        self._sum, self._tokens = float(sums[0]), int(sums[1])
+
     def add(self, block_input: Tensor, block_output: Tensor) -> None:
         """Add hidden states before and after the block, `[..., hidden]`."""
         cosine = torch.nn.functional.cosine_similarity(block_input, block_output, dim=-1)
@@ -90,19 +108,31 @@ class RunningInfluence:
         return 1.0 - self._sum / max(1, self._tokens)
 
 
+def relative_distance(one: Tensor, other: Tensor, group: Group) -> float:
+    """‖one − other‖ / ‖other‖ over the windows `[windows, tokens, hidden]` of all ranks."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for x, y in zip(one, other, strict=True):  # window by window: no third copy of the streams
+        sums += torch.stack([(x - y).square().sum(dtype=torch.float64), y.square().sum(dtype=torch.float64)]).cpu()
+    group.sum_(sums)
+    return float(sums[0] / sums[1].clamp_min(1e-300)) ** 0.5
+
+
 class BlockStatistics:
     """Everything one block's activations say, taken in one forward pass per chunk."""
 
-    def __init__(self, family: Family, size: Dimensions, *, gram: bool = True, mixed: bool = False) -> None:
+    def __init__(
+        self, family: Family, size: Dimensions, share: Share = WHOLE, *, gram: bool = True, mixed: bool = False
+    ) -> None:
         """Start at zero.
 
         Args:
             family: names of the parts.
             size: the original model's sizes.
+            share: which part of the calibration windows this process will show it.
             gram: False leaves out the correlations, which a profile does not need: energies of query and key remain.
             mixed: True adds the correlation of o_proj's input.
         """
-        self.family, self.size, self.gram = family, size, gram
+        self.family, self.size, self.share, self.gram = family, size, share, gram
         running = RunningGram if gram and size.unrotated_channels else RunningEnergy
         self.query: RunningGram | RunningEnergy = running(size.heads, size.head_dim)
         self.key: RunningGram | RunningEnergy = running(size.kv_heads, size.head_dim)
@@ -115,7 +145,10 @@ class BlockStatistics:
 
     @contextmanager
     def watching(self, block: nn.Module) -> Iterator[None]:
-        """Take part in every forward pass of an original block while the context lasts."""
+        """Take part in every forward pass of an original block while the context lasts.
+
+        When it ends, the sums are those over all ranks: it may be entered once.
+        """
         names = self.family.attention
         handles = [
             block.get_submodule(names.query).register_forward_hook(lambda _m, _i, out: self.query.add(out.detach())),
@@ -135,6 +168,10 @@ class BlockStatistics:
         finally:
             for handle in handles:
                 handle.remove()
+        grams = (self.value, *self.experts) if self.gram else ()
+        mixed_too = () if self.mixed is None else (self.mixed,)
+        for running in (self.query, self.key, self.influence, *grams, *mixed_too):
+            running.sum_(self.share.group)
 
     def mixed_by_group(self) -> Tensor:
         """Correlation of o_proj's input, averaged over the query heads of a group: `[kv_heads, d_h, d_h]`.

@@ -22,7 +22,7 @@ from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks, run_block_
 from compression.core.protocols import BlockResult, Solution, Step
 from compression.core.refit import Folds, Refitted, RunningCross
-from compression.core.statistics import RunningInfluence
+from compression.core.statistics import RunningInfluence, relative_distance
 from compression.core.taps import inputs_of, run_until
 from compression.methods.modegpt_refined_attention import solve_query_key, solve_value_output
 from compression.methods.modegpt_refined_mlp import correct_mlp_inputs, solve_mlp
@@ -63,18 +63,18 @@ class TwoStreams(Streams):
             self.compressed[part] = self.halves.finish(narrow, self.compressed[part], index)
         here = self.model.forward(dense, start, index)
         lost = self.model.forward(narrow, start, index) - here
-        apart = (self.compressed - self.original).norm() / self.original.norm()
+        influence.sum_(self.share.group)
         return Step(
             Solution(new, tuple(_answer_for(report, solves[report.module]) for report in reports)),
             block_influence=influence.value(),
             relative_output_error=float(lost.norm() / (here - start).norm().clamp_min(1e-30)),
-            stream_error=float(apart),
+            stream_error=relative_distance(self.compressed, self.original, self.share.group),
         )
 
     def _pass_original_(self, dense: nn.Module, index: int, influence: RunningInfluence) -> Folds:
         """Advance x through the block, keep it where the MLP reads; moments of n(y) against n(x) before attention."""
         query = self.family.attention.query
-        running = RunningCross(self.size.hidden, self.size.hidden)
+        running = RunningCross(self.size.hidden, self.size.hidden, self.share)
         taps = {"normed": query, "middle": self.family.mlp_norm}
         self.norms = {half: dense.get_submodule(norm) for half, norm in self.post_norms.items()}
         with inputs_of(dense, {**taps, **self.post_norms}) as taken:
@@ -98,7 +98,7 @@ class TwoStreams(Streams):
         """Re-fit what reads the MLP's input to the compressed stream, in place."""
         if not self.config.corrects_inputs:
             return []
-        running = RunningCross(self.size.hidden, self.size.hidden)
+        running = RunningCross(self.size.hidden, self.size.hidden, self.share)
         for part in chunks(self.compressed):
             normed = self.halves.mlp_inputs(dense, self.compressed[part], index)
             running.add(normed, self.halves.mlp_inputs(dense, self.middle[part], index))

@@ -19,7 +19,7 @@ from compression.methods.modegpt_streams import Streams, floored, store, weight_
 def solve_query_key(at: Streams, index: int, new: dict[str, Tensor]) -> ModuleReport:
     """Narrow query and key, in place, by what the corrected ones say of the compressed stream."""
     size = at.size
-    statistics = BlockStatistics(at.family, size, gram=False)
+    statistics = BlockStatistics(at.family, size, at.share, gram=False)
     if size.rotary_in(index) < size.head_dim:  # channels that no position turns are projected: that takes covariances
         statistics.query = RunningGram(size.heads, size.head_dim)
         statistics.key = RunningGram(size.kv_heads, size.head_dim)
@@ -47,7 +47,7 @@ def solve_value_output(
     size, rank, output = at.size, at.method.shapes[index].value_output_rank, at.family.attention.output
     W, bias = weight_and_bias(state, output)
     block = at.narrow(index, new, value_output_rank=size.head_dim, mlp_width=size.mlp_width)
-    running = RunningCross(W.shape[1], W.shape[0])
+    running = RunningCross(W.shape[1], W.shape[0], at.share)
     for part in chunks(at.compressed):
         heard = at.halves.without_attention_output(block, at.compressed[part], index)
         mixed = heard.inputs[output]

@@ -9,6 +9,7 @@ from torch import Tensor
 from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks
 from compression.core.halves import Heard
+from compression.core.parallel import sum_of_counts
 from compression.core.refit import Folds, Refitted, RunningCross
 from compression.core.selection import removal_order
 from compression.methods.modegpt import module_report, not_refitted
@@ -82,7 +83,7 @@ def _listen(at: Streams, index: int, new: dict[str, Tensor], middle: Tensor) -> 
     """Moments of the corrected units against what the stream still lacks, for each MLP on the tokens it sees."""
     size = at.size
     block = at.narrow(index, new, mlp_width=size.mlp_width)
-    seen = [_Seen(names, RunningCross(size.mlp_width, size.hidden)) for names in at.family.mlps(size)]
+    seen = [_Seen(names, RunningCross(size.mlp_width, size.hidden, at.share)) for names in at.family.mlps(size)]
     for part in chunks(middle):
         heard = at.halves.without_mlp_output(block, middle[part], index)
         aim, weights = at.aim("mlp", part, heard.rest)
@@ -92,6 +93,8 @@ def _listen(at: Streams, index: int, new: dict[str, Tensor], middle: Tensor) -> 
             seen[0].moments.add(units, at.target(aim, units, *weight_and_bias(new, seen[0].names.down)), weights)
         else:
             _add_experts(at, new, seen, heard, aim.flatten(0, 1), weights.flatten(0, 1))
+    for one in seen:
+        one.tokens = sum_of_counts(at.share.group, one.tokens)
     return seen
 
 
@@ -109,6 +112,9 @@ def _add_experts(
         one, routed = seen[expert], heard.routed(expert)
         one.tokens += len(target)
         one.moments.add(heard.inputs[one.names.down], target, weights[routed.rows] * routed.weight)
+    for expert, one in enumerate(seen):
+        if expert not in targets:
+            one.moments.skip()
 
 
 def expert_targets(heard: Heard, said: dict[int, Tensor], aim: Tensor) -> dict[int, Tensor]:

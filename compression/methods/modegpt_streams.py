@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.plans import BlockShape
 from compression.core.halves import Halves
+from compression.core.parallel import WHOLE, Share
 from compression.core.refit import Folds, Refitted
 from compression.core.sensitivity import Metrics
 from compression.core.streamed_model import StreamedModel
@@ -47,6 +48,7 @@ class Streams:
         method: Modegpt,
         hidden: Tensor,
         metrics: Callable[[int], Metrics | None],
+        share: Share = WHOLE,
     ) -> None:
         """Start both streams at the embeddings.
 
@@ -55,8 +57,9 @@ class Streams:
             method: shapes, names and the choice of rotary pairs.
             hidden: `[windows, tokens, hidden]`, taken over.
             metrics: of each block; None where the recipe measures plainly.
+            share: which part of all windows `hidden` is.
         """
-        self.model, self.method, self.metrics = model, method, metrics
+        self.model, self.method, self.metrics, self.share = model, method, metrics, share
         self.family, self.size, self.halves = method.family, method.size, Halves(model)
         self.config: ModegptConfig = method.config
         self.original, self.compressed, self.middle = hidden, hidden.clone(), torch.empty_like(hidden)

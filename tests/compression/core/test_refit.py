@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compression.core.parallel import Alone, Share
 from compression.core.refit import FALLBACK_RIDGE, RIDGES, TOO_FEW_CHUNKS, Moments, RunningCross, refit
 from tests.compression.methods.test_modegpt import correlated, randn
 
@@ -115,6 +116,17 @@ def test_the_ridge_is_large_where_the_target_is_noise_and_small_where_it_is_sign
         signal.add(A[part].float(), (A[part] @ truth.T).float())
     assert noise.folds().refit(W, None, None).ridge >= 1.0
     assert signal.folds().refit(W, None, None).ridge == min(RIDGES)
+
+
+def test_a_share_holds_out_the_chunks_that_one_process_would() -> None:
+    A, T, _ = problem()
+    running = RunningCross(7, 4, Share(Alone(), slice(75, None), first_chunk=3))  # its first chunk is the fourth
+    for part in torch.arange(75, 200).split(25):
+        running.add(A[part].float(), T[part].float())
+    folds = running.folds()
+    judged = torch.cat([torch.arange(75, 100), torch.arange(175, 200)])
+    assert folds.held_out is not None
+    torch.testing.assert_close(folds.held_out.gram, A[judged].T @ A[judged] / 50, rtol=1e-4, atol=1e-5)
 
 
 def test_held_out_chunks_judge_and_the_final_solve_uses_all() -> None:
