@@ -22,6 +22,7 @@ from tests.compression.test_pipeline import hashes, run
 from tests.tiny_models import make_tiny_model
 
 PATIENCE = 120  # seconds after which a test that waits has failed; nothing is measured by it
+GPTQ = {"method": "gptq", "bits": 4, "group_size": 32}
 
 
 @dataclass
@@ -45,10 +46,10 @@ def test_shares_are_whole_chunks_in_order(windows: int, per_chunk: int, size: in
     assert found == alone
 
 
-def recipe(**step: Any) -> Recipe:
+def recipe(*more: dict[str, Any], **step: Any) -> Recipe:
     return Recipe.model_validate(
         {
-            "steps": [{"method": "modegpt", "sparsity": 0.3, "round_to": 1, "layout": "full", **step}],
+            "steps": [{"method": "modegpt", "sparsity": 0.3, "round_to": 1, "layout": "full", **step}, *more],
             "calibration": {"num_samples": 250, "sequence_length": 48},  # six chunks, the last one shorter
             "evaluation": {"num_windows": 4, "sequence_length": 48, "generation_tokens": 0},
         }
@@ -73,13 +74,22 @@ def environment(**more: str) -> dict[str, str]:
         {"mode": "reference", "layout": "portable", "modules": ["mlp", "query_key", "value_output"]},
         {"mode": "refined"},
         {"mode": "refined", "family": "mixtral"},
+        {
+            "mode": "reference",
+            "layout": "portable",
+            "sparsity": 0.4,
+            "round_to": 32,
+            "remove_blocks": 1,
+            "packed": True,
+        },
     ],
-    ids=["reference", "shared pairs", "refined", "refined experts"],
+    ids=["reference", "shared pairs", "refined", "refined experts", "blocks removed, then packed"],
 )
 def test_two_ranks_compress_as_one_process_does(tmp_path: Path, step: dict[str, Any]) -> None:
     step = dict(step)
-    family = step.pop("family", "qwen2")
-    folder, asked = make_tiny_model(tmp_path / "in", family, layers=2), recipe(**step)
+    family, more = step.pop("family", "qwen2"), (GPTQ,) if step.pop("packed", False) else ()
+    folder = make_tiny_model(tmp_path / "in", family, layers=3 if more else 2, hidden=64, intermediate=160)
+    asked = recipe(*more, **step)
     run(folder, tmp_path / "one", asked)
     single = torch.get_num_threads()
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
