@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from api_schemas.errors import InvalidRequest
+from api_schemas.errors import InvalidRecipe, InvalidRequest
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
 from compression.core.parallel import Alone, joined, share_of
+from compression.prepare import prepare
 from tests.compression.test_pipeline import hashes, run
 from tests.tiny_models import make_tiny_model
 
@@ -190,3 +191,11 @@ def test_an_environment_that_names_ranks_but_no_meeting_place_is_refused(monkeyp
     monkeypatch.setenv("WORLD_SIZE", "1")
     with joined(1.0) as group:
         assert isinstance(group, Alone)
+
+
+def test_a_search_for_a_target_is_refused_to_several_ranks(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "in", "llama")
+    asked = recipe(sparsity=None, target={"perplexity_increase": 0.5})
+    with pytest.raises(InvalidRecipe, match="without torchrun") as caught:
+        prepare(asked, folder, tmp_path / "out", "tiny", files={}, roots=None, hub_offline=True, group=_Someone(0, 2))
+    assert caught.value.code == "ranks_cannot_search"
