@@ -15,6 +15,7 @@ INTERPRETER_BYTES = 600 * 1024**2
 SEARCH_SHARE = 4  # a target for quality is measured on one window beyond so many of calibration
 SAMPLE_SHARE, SAMPLE_TOKENS = 4, 8192  # the backward pass runs on one in so many windows, and on no more tokens
 FLOAT32, FLOAT64 = 4, 8
+CHUNK_TOKENS = 2048  # tokens of one forward pass of the walk, where windows are shorter
 HEAD_ROWS = 256  # tokens whose logits are held at once in evaluation
 
 
@@ -111,13 +112,18 @@ def peak_memory_bytes(work: Workload) -> int:
     square = size.mlp_width**2 * FLOAT64
     cross = size.mlp_width * size.hidden * FLOAT64
     embedding = work.embedding_bytes + work.calibration_tokens * state
-    walk = work.streams * work.calibration_tokens * state + blocks + window
-    walk += (10 if work.refined else 4 + size.experts if work.narrows else 0) * square
+    walk: float = work.streams * work.calibration_tokens * state
+    if work.narrows and not work.refined:  # one block and its stored form; a chunk's moments, once as added in float64
+        chunk = min(work.calibration_tokens, max(work.calibration_length, CHUNK_TOKENS))
+        walk += work.block_parameters * FLOAT32 + work.block_bytes + (size.experts + 1.5) * square
+        walk += chunk * (size.mlp_width + 4 * size.hidden) * FLOAT32
+    else:
+        walk += blocks + window + (10 * square if work.refined else 0)
     backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + 8 * square
     if work.refined and size.experts > 1:  # moments of every expert at once, in two folds; narrow experts, wide streams
         walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
         backward += size.experts * square + 6 * size.hidden**2 * FLOAT64
-    heads = 2 * (work.embedding_bytes + size.vocabulary * state) + 8 * HEAD_ROWS * size.vocabulary * FLOAT32
+    heads = work.embedding_bytes + 2 * size.vocabulary * state + 8 * HEAD_ROWS * size.vocabulary * FLOAT32
     judged = 2 * max(work.evaluation_tokens, work.search_tokens)
     evaluate = judged * state + max(blocks + window, heads)
     return int(INTERPRETER_BYTES + max(embedding, walk, backward if work.sample_tokens else 0, evaluate))

@@ -68,7 +68,7 @@ def test_experts_cost_memory_for_all_and_operations_for_those_that_are_used(tmp_
     few, many = (
         make_plan(
             open_checkpoint(
-                make_tiny_model(tmp_path / str(count), "mixtral", intermediate=256, num_local_experts=count)
+                make_tiny_model(tmp_path / str(count), "mixtral", intermediate=2048, num_local_experts=count)
             ),
             recipe,
             model="tiny",
@@ -76,7 +76,7 @@ def test_experts_cost_memory_for_all_and_operations_for_those_that_are_used(tmp_
         for count in (2, 8)
     )
     assert many.flops < 1.6 * few.flops  # solves are per expert, passes are not
-    assert many.peak_memory_bytes - few.peak_memory_bytes > 6 * 256**2 * 8
+    assert many.peak_memory_bytes - few.peak_memory_bytes > 6 * 2048**2 * 8
 
 
 @pytest.mark.parametrize("kind", ["granite", "smollm3", "gemma2", "mixtral"])
