@@ -147,10 +147,10 @@ def _speed_and_memory(
 
 
 def _evaluate(ready: Prepared, compressed: StreamedModel, stages: Stages) -> Quality:
-    total = 2 * ready.model.blocks
+    blocks = {"before": ready.model.blocks, "after": compressed.blocks}
 
     def done(side: str, index: int) -> None:
-        step = index + (ready.model.blocks if side == "after" else 0)
-        stages.block(f"evaluated {side}: block {index + 1} of {ready.model.blocks}", step, total)
+        step = index + (blocks["before"] if side == "after" else 0)
+        stages.block(f"evaluated {side}: block {index + 1} of {blocks[side]}", step, sum(blocks.values()))
 
     return compare(ready.model, compressed, ready.evaluation.tokens, done)

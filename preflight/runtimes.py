@@ -142,7 +142,7 @@ def _exported(
     """What can be done with the files under exports/."""
     for export in exports:
         if isinstance(export, GgufExport):
-            status, evidence = ("verified", LLAMA_CPP) if family.name in RUN_IN_LLAMA_CPP else ("believed", SOURCES)
+            status, evidence = _seen_in_llama_cpp(family, export)
             command = f"llama-server -m FOLDER/{export.target}"
             yield _row("llama.cpp", status, f"{export.target}, written with rotary factors", command, evidence)
             yield _gguf_in_transformers(layout, export.target, stock_angles=stock_angles)
@@ -154,6 +154,15 @@ def _exported(
             status, evidence = ("verified", VLLM) if family.name in RUN_IN_VLLM else ("believed", SOURCES)
             why = "its own DeciLM class; the code it is asked to trust is a configuration class of 30 lines"
             yield _row("vllm", status, why, command, evidence)
+
+
+def _seen_in_llama_cpp(family: Family, export: GgufExport) -> tuple[str, str]:
+    """Status and evidence of a GGUF file: the recorded runs are of float32 files."""
+    if family.name not in RUN_IN_LLAMA_CPP:
+        return "believed", SOURCES
+    if export.dtype != "f32":
+        return "believed", f"{LLAMA_CPP}, of f32 files; the same writer"
+    return "verified", LLAMA_CPP
 
 
 def _gguf_in_transformers(layout: str, target: str, *, stock_angles: bool) -> RuntimeSupport:

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compression.probe import OURS
-from compression.reload import PROBE, expected_logits
+from compression.reload import PROBE
 from preflight.families import known_families, table
 from tests.compression.core.test_artifact import portable_walk, write
-from tests.compression.walks import Walk, random_tokens, step, walk
+from tests.compression.walks import Walk, expected_logits, random_tokens, step, walk
 from tests.tiny_models import make_tiny_model
 
 REDUCED_ATTENTION = ("llama", "mistral", "qwen2", "granite", "smollm3", "gemma2", "mixtral")

@@ -59,7 +59,9 @@ def test_what_is_left_of_the_budget_narrows_the_rest(tmp_path: Path, mode: str) 
     folder = with_idle_blocks(tmp_path / "in")
     asked = recipe({"mode": mode, "sparsity": 0.5, "remove_blocks": 2})
     plan = make_plan(open_checkpoint(folder), asked, model="tiny")
-    report = run(folder, tmp_path / "out", asked)
+    sink = StopAfter(10**6)
+    report = run(folder, tmp_path / "out", asked, sink=sink)
+    assert sink.events[-1].percent == 100.0
     assert report.removed_blocks == IDLE
     assert [block.block for block in report.blocks] == [0, 1, 2]
     assert len(report.shapes) == len(plan.blocks) == 3
