@@ -34,11 +34,10 @@ fix: $(STAMPS)/dev ## Format, mend what the linter can, bring generated tables u
 	@$(VENV)/bin/ruff format .
 	@$(PY) docs/settings_table.py
 
-bench: $(STAMPS)/dev ## Run every benchmark; each writes its numbers with machine and date
-	@for script in benchmarks/*.py; do \
-	  if [ ! -e "$$script" ]; then echo "benchmarks/ holds no script yet"; exit 1; fi; \
-	  echo "== $$script"; $(PY) "$$script"; \
-	done
+# Those that need nothing but this project; the others want a checkpoint or a foreign runtime, and say so at their top.
+BENCHES := smollm2 ablation families
+bench: $(STAMPS)/dev ## Run the benchmarks that stand alone (hours); BENCHES=families runs one
+	@for name in $(BENCHES); do echo "== benchmarks/$$name.py"; PYTHONPATH=. $(PY) "benchmarks/$$name.py"; done
 
 clean: ## Remove .venv and caches; data folders stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
