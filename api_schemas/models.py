@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from api_schemas.base import Frozen
-from api_schemas.plans import Blocker
+from api_schemas.plans import Blocker, ModelPart
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 RelativePath = Annotated[str, Field(min_length=1, max_length=512)]
@@ -17,7 +17,10 @@ class CheckpointFacts(Frozen):
     model_type: str
     architecture: str
     family: Annotated[str | None, Field(description="the family table that fits, or null")]
-    modality: Literal["text"] = "text"
+    modality: Literal["text", "image-text"] = "text"
+    parts: Annotated[
+        tuple[ModelPart, ...], Field(description="of a model whose decoder is one part of several; else empty")
+    ] = ()
     parameters: int
     block_parameters: int
     blocks: int

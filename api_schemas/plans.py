@@ -16,6 +16,14 @@ class BlockShape(Frozen):
     value_output_rank: Annotated[int, Field(description="channels per head in value and output")]
 
 
+class ModelPart(Frozen):
+    """One part of a model that has several; only the language part is ever changed."""
+
+    name: Literal["language", "vision", "projector", "other"]
+    parameters: int
+    bytes: int
+
+
 class Blocker(Frozen):
     """A named reason why the recipe cannot run on this model."""
 
@@ -77,6 +85,9 @@ class Plan(Frozen):
     block_parameters_after: int
     bytes_before: int
     bytes_after: int
+    parts: Annotated[
+        tuple[ModelPart, ...], Field(description="before, of a model with several; all but the language part stay")
+    ] = ()
     blocks: tuple[BlockShape, ...]
     shapes_final: bool
     peak_memory_bytes: int

@@ -29,7 +29,10 @@ from preflight.plans import make_plan, recipe_hash
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known before the first block; `search` is the text on which trials are judged."""
+    """Everything that is known before the first block.
+
+    `checkpoint` is that of the decoder, wherever it stands; `search` is the text on which trials are judged.
+    """
 
     checkpoint: Checkpoint
     family: Family
@@ -64,7 +67,7 @@ def prepare(
         InvalidRecipe: `too_many_ranks` when some would have nothing to do; `ranks_cannot_search` for trials.
         ModepressError: the first blocker's code with all their messages; `disk_full`; the texts' own errors.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source).decoder
     plan = make_plan(checkpoint, recipe, model=model)
     refuse_blocked(plan)
     free = shutil.disk_usage(target.parent).free
@@ -75,7 +78,7 @@ def prepare(
         )
     family = resolve(checkpoint.config)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    write = writer(source, tokenizer, recipe.seed)
+    write = writer(source, tokenizer, recipe.seed, composite=checkpoint.placed is not None)
 
     def windows(text: Any, wanted: int, role: Any) -> Windows:
         return load_windows(

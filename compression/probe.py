@@ -41,21 +41,14 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
     """Load in the stored dtype, generate greedily, then run one forward pass in float32 for the comparison."""
     import torch
     from safetensors.torch import load_file, save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
 
     torch.set_num_threads(arguments.threads)
     if arguments.project is None:
         hide_project()
     else:
         use_project(arguments.project)
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        arguments.folder,
-        dtype="auto",
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    model, loading = _load(arguments.folder)
     problems = {
         name: sorted(map(str, loading[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
@@ -78,6 +71,22 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
             facts["proof_memory_bytes"] = _peak_rss_bytes()
     return facts
+
+
+def _load(folder: Path) -> Any:
+    """The model in its stored dtype, and what the loader says of its tensors' names."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    loader = AutoModelForImageTextToText if "vision_config" in config.sub_configs else AutoModelForCausalLM
+    return loader.from_pretrained(
+        folder,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
 
 
 def use_project(folder: Path) -> None:

@@ -5,20 +5,36 @@ compressed here, and as warnings what was left aside.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.models import CheckpointFacts
-from preflight.facts import block_parameters, blocks_of, find_blockers, find_warnings, whole_number
+from preflight.composites import Placed, place
+from preflight.facts import (
+    block_parameters,
+    blocks_of,
+    count_parts,
+    find_blockers,
+    find_warnings,
+    part_blockers,
+    whole_number,
+)
 from preflight.families import Family, resolve
 from preflight.folder_scan import FolderContents, scan
 from preflight.remote_code import refuse_remote_code
 from preflight.safetensors_header import TensorEntry
 from preflight.shards import SUFFIX, read_tensors
 from preflight.strict_json import read_object, shown_list
-from preflight.tensor_check import architecture_of, check_tensors, head_is_copy, known_family, stored_head
+from preflight.tensor_check import (
+    architecture_of,
+    check_parts,
+    check_tensors,
+    head_is_copy,
+    known_family,
+    stored_head,
+)
 from preflight.tokenizer_files import SETTINGS, TokenizerFacts, read_tokenizer
 
 CONFIG = "config.json"
@@ -40,6 +56,7 @@ class Checkpoint:
         side_files: names of the files that belong to the model beside weights and config.json: to be copied along.
         tokenizer: what the tokenizer's files say.
         warnings: what was left aside.
+        placed: the decoder in its place, where the checkpoint has other parts too.
     """
 
     folder: Path
@@ -48,6 +65,14 @@ class Checkpoint:
     side_files: tuple[str, ...]
     tokenizer: TokenizerFacts
     warnings: tuple[str, ...] = ()
+    placed: Placed | None = None
+
+    @property
+    def decoder(self) -> "Checkpoint":
+        """The text decoder alone, as its family's table describes it: what is planned and compressed."""
+        if self.placed is None:
+            return self
+        return replace(self, config=self.placed.view, tensors=self.placed.tensors)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -75,15 +100,20 @@ def _open(folder: Path) -> Checkpoint:
         if name in contents.files:
             refuse_remote_code(read_object(folder / name, "invalid_config"), name)
     tensors, warnings = read_tensors(folder, contents.files)
-    family = known_family(config)
-    if family is not None:
-        tensors = family.full_names(tensors)
-    check_tensors(config, tensors)
+    placed = place(config, tensors)
+    if placed is None:
+        family = known_family(config)
+        if family is not None:
+            tensors = family.full_names(tensors)
+        check_tensors(config, tensors)
+    else:
+        check_tensors(placed.view, placed.tensors)
+        check_parts(placed)
     side_files, ignored = _side_files(contents)
     if ignored:
         warnings += (f"not part of the model and left aside: {shown_list(ignored)}",)
     tokenizer = read_tokenizer(folder, contents.files)
-    return Checkpoint(folder, config, tensors, side_files, tokenizer, warnings)
+    return Checkpoint(folder, config, tensors, side_files, tokenizer, warnings, placed)
 
 
 def _side_files(contents: FolderContents) -> tuple[tuple[str, ...], list[str]]:
@@ -104,25 +134,29 @@ def _side_files(contents: FolderContents) -> tuple[tuple[str, ...], list[str]]:
 
 def describe(checkpoint: Checkpoint) -> CheckpointFacts:
     """Say what a checkpoint is, what would stop every recipe, and what a user should know."""
-    config, tensors = checkpoint.config, checkpoint.tensors
+    whole, decoder = checkpoint.config, checkpoint.decoder
+    config, tensors = decoder.config, decoder.tensors
     try:
         family = resolve(config)
     except InvalidCheckpoint:
         family = None  # find_blockers names the reason
     head = stored_head(config, tensors)
     is_copy = head_is_copy(config, tensors)
-    counted = [entry for name, entry in tensors.items() if not (is_copy and name == head)]
+    others = {} if checkpoint.placed is None else checkpoint.placed.others
+    counted = [entry for name, entry in tensors.items() if not (is_copy and name == head)] + list(others.values())
     dtypes: dict[str, int] = {}
     for entry in counted:
         dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + entry.parameters
     return CheckpointFacts(
-        model_type=str(config.get("model_type") or ""),
-        architecture=architecture_of(config),
+        model_type=str(whole.get("model_type") or ""),
+        architecture=architecture_of(whole),
         family=family.name if family else None,
+        modality="text" if checkpoint.placed is None else "image-text",
+        parts=count_parts(checkpoint.placed, counted),
         parameters=sum(dtypes.values()),
         block_parameters=block_parameters(family, tensors),
         blocks=blocks_of(family, config),
-        bytes=sum(entry.bytes for entry in tensors.values()),
+        bytes=sum(entry.bytes for entry in checkpoint.tensors.values()),
         dtype=max(dtypes, key=lambda dtype: (dtypes[dtype], dtype), default=""),
         dtypes=dtypes,
         tied_head=bool(_setting(family, config, "tie_word_embeddings")) and (head is None or is_copy),
@@ -130,7 +164,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         context_length=whole_number(_setting(family, config, "max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,
         has_chat_template=checkpoint.tokenizer.has_chat_template,
-        blockers=find_blockers(config, tensors, checkpoint.tokenizer),
+        blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(checkpoint.placed),
         warnings=checkpoint.warnings + find_warnings(config, tensors, checkpoint.tokenizer),
     )
 

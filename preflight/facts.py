@@ -1,14 +1,24 @@
 """The single facts of a checkpoint, its blockers and its warnings."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
-from api_schemas.plans import Blocker
-from preflight.families import Family, resolve
+from api_schemas.plans import Blocker, ModelPart
+from preflight.composites import TEXT, Placed
+from preflight.families import Family, known_families, resolve
+from preflight.safetensors_header import TensorEntry
 from preflight.strict_json import shown, shown_list
-from preflight.tensor_check import FLOATING, Tensors, architecture_of, head_is_copy, stored_head, unexpected_tensors
+from preflight.tensor_check import (
+    FLOATING,
+    KEPT,
+    Tensors,
+    architecture_of,
+    head_is_copy,
+    stored_head,
+    unexpected_tensors,
+)
 from preflight.tokenizer_files import TokenizerFacts
 
 ANY_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
@@ -29,6 +39,54 @@ def block_parameters(family: Family | None, tensors: Tensors) -> int:
     if family is not None:
         return sum(entry.parameters for name, entry in tensors.items() if name.startswith(family.blocks + "."))
     return sum(entry.parameters for name, entry in tensors.items() if ANY_BLOCK.search(name))
+
+
+def count_parts(placed: Placed | None, counted: Sequence[TensorEntry]) -> tuple[ModelPart, ...]:
+    """The sizes of the parts of a checkpoint that has several.
+
+    Args:
+        placed: the decoder among them; None where the checkpoint is a decoder alone, which has no parts.
+        counted: all tensors, a head that is a copy of the embedding left out.
+    """
+    if placed is None:
+        return ()
+    outside = {id(entry) for entry in placed.others.values()}
+    parts = {"language": [entry for entry in counted if id(entry) not in outside], **placed.others_by_part()}
+    return tuple(
+        ModelPart.model_validate(
+            {
+                "name": name,
+                "parameters": sum(entry.parameters for entry in entries),
+                "bytes": sum(entry.bytes for entry in entries),
+            }
+        )
+        for name, entries in sorted(parts.items())
+    )
+
+
+def part_blockers(placed: Placed | None) -> tuple[Blocker, ...]:
+    """Why a checkpoint of several parts could not be written again as it is."""
+    if placed is None:
+        return ()
+    found = []
+    named, wanted = architecture_of(placed.whole), placed.composite.architecture
+    if named not in ("", wanted):
+        message = f"config.json: architecture {shown(named)}; a {placed.composite.model_type} is loaded as {wanted}"
+        found.append(Blocker(code="unsupported_architecture", message=message, param="architectures"))
+    kind = placed.view["model_type"]
+    if kind in known_families() and kind not in placed.composite.decoders:
+        message = (
+            f"config.json: {TEXT}.model_type {shown(kind)} inside a {placed.composite.model_type}; only "
+            f"{', '.join(placed.composite.decoders)} can be compressed there"
+        )
+        found.append(Blocker(code="unsupported_architecture", message=message, param=f"{TEXT}.model_type"))
+    odd = [name for name, entry in placed.others.items() if entry.dtype not in KEPT]
+    if odd:
+        message = (
+            f"{shown_list(odd)} is stored as {placed.others[odd[0]].dtype}; parts must be {', '.join(sorted(KEPT))}"
+        )
+        found.append(Blocker(code="unsupported_dtype", message=message, param=odd[0][:512]))
+    return tuple(found)
 
 
 def find_blockers(config: Mapping[str, Any], tensors: Tensors, tokenizer: TokenizerFacts) -> tuple[Blocker, ...]:

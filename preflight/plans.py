@@ -9,13 +9,14 @@ from typing import Any
 from api_schemas.errors import InvalidRecipe
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.models import CheckpointFacts
-from api_schemas.plans import Blocker, BlockShape, Plan
+from api_schemas.plans import Blocker, BlockShape, Plan, RuntimeSupport
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops
 from preflight.exports import export_blockers, export_bytes
 from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
+from preflight.part_rules import part_recipe_blockers, part_runtimes, part_warnings
 from preflight.quantization import quantization_blockers, quantized_runtimes
 from preflight.removal import remaining_shapes, removal_blockers
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
@@ -51,11 +52,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     Raises:
         InvalidCheckpoint: `unsupported_architecture` or `invalid_config`; everything else is a blocker in the plan.
     """
-    family = resolve(checkpoint.config)
     facts, asked = describe(checkpoint), recipe.structure
+    checkpoint = checkpoint.decoder
+    family = resolve(checkpoint.config)
     whole = written(checkpoint, family, recipe.layout)
     step, unmet = (None, []) if asked is None else settle(checkpoint, family, recipe, asked, whole)
-    blockers = [*facts.blockers, *unmet]
+    blockers = [*facts.blockers, *unmet, *part_recipe_blockers(checkpoint.placed, recipe)]
     shapes = _shapes(family, checkpoint.config, step, blockers)
     narrow = smallest_shapes(checkpoint, family, asked, whole) if asked and asked.trials else shapes
     blockers += quantization_blockers(family, checkpoint.config, recipe, narrow)
@@ -69,7 +71,6 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     operations = flops(work) + times * sum(one.flops for one in steps if one.method != "modegpt")
     final = step is None or (step.resolved_allocation == "uniform" and not recipe.trials)
     bytes_after = steps[-1].bytes_after
-    runtimes = runtime_support(family, checkpoint.config, recipe.layout, narrow, recipe.exports)
     return Plan(
         model=model,
         family=family.name,
@@ -84,9 +85,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         disk_bytes=disk_bytes(work, bytes_after + exported) + min(2, times) * (bytes_after if len(steps) > 1 else 0),
         flops=operations,
         **_time(operations, flops_per_second),
-        runtimes=quantized_runtimes(family, checkpoint.config, recipe, shapes, runtimes),
+        runtimes=_runtimes(checkpoint, family, recipe, narrow, shapes),
         notes=_notes(family, checkpoint.config, step) + settled_by(asked, step) + row_notes(recipe, size, shapes),
-        warnings=(*facts.warnings, *row_warnings(recipe, size, shapes, final=final)),
+        warnings=(*facts.warnings, *part_warnings(checkpoint.placed), *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
     )
 
@@ -113,12 +114,13 @@ def _shapes(
 def _count(
     checkpoint: Checkpoint, family: Family, facts: CheckpointFacts, shapes: Sequence[BlockShape], whole: Written
 ) -> dict[str, Any]:
-    """Parameters and bytes before and after; blocks keep their dtype, everything else is untouched."""
+    """Parameters and bytes before and after, and of the parts; blocks keep their dtype, all else is untouched."""
     costs = block_costs(family, checkpoint.config)
     blocks = family.block_count(checkpoint.config)
     before = costs.parameters(dense_shape(family, checkpoint.config)) * blocks
     after = sum(costs.parameters(shape) for shape in shapes)
     return {
+        "parts": facts.parts,
         "sparsity_planned": 1 - after / before,
         "parameters_before": facts.parameters,
         "parameters_after": whole.parameters - before + after,
@@ -127,6 +129,21 @@ def _count(
         "bytes_before": facts.bytes,
         "bytes_after": whole.bytes - whole.bytes_per_parameter * (before - after),
     }
+
+
+def _runtimes(
+    checkpoint: Checkpoint,
+    family: Family,
+    recipe: Recipe,
+    narrow: Sequence[BlockShape],
+    shapes: Sequence[BlockShape],
+) -> tuple[RuntimeSupport, ...]:
+    """What loads the result; `narrow` are the narrowest blocks that a search may come to."""
+    config = checkpoint.config
+    plain = part_runtimes(checkpoint.placed, recipe.layout) or runtime_support(
+        family, config, recipe.layout, narrow, recipe.exports
+    )
+    return quantized_runtimes(family, config, recipe, shapes, plain)
 
 
 def _time(operations: float, flops_per_second: float | None) -> dict[str, Any]:

@@ -50,32 +50,33 @@ def runtime_support(
     return (*rows(family, size, shapes), *_exported(family, layout, exports, stock_angles=stock_angles))
 
 
-def _row(
+def support(
     runtime: str, status: str, reason: str, command: str | None = None, evidence: str | None = None
 ) -> RuntimeSupport:
+    """One row of the table: which runtime, how it fares, why, with which command and on which evidence."""
     return RuntimeSupport.model_validate(
         {"runtime": runtime, "status": status, "reason": reason, "command": command, "evidence": evidence}
     )
 
 
 def _ours() -> RuntimeSupport:
-    return _row("modepress", "verified", "the service loads it by its id", "modepress chat MODEL", OURS)
+    return support("modepress", "verified", "the service loads it by its id", "modepress chat MODEL", OURS)
 
 
 def _portable(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) -> Iterator[RuntimeSupport]:
     stock = f"{family.architecture}, no remote code"
     reduced = shapes[0].query_key_rank != size.head_dim
     yield _ours()
-    yield _row("transformers", "verified", stock, "transformers serve FOLDER", RELOAD)
+    yield support("transformers", "verified", stock, "transformers serve FOLDER", RELOAD)
     why = "head_dim and longrope factors are read" if reduced else "uniform widths are ordinary configuration values"
     yield _vllm(family, why, shapes[0].query_key_rank if reduced else None)
     if family.name in ARCHITECTURES and reduced:
         wrong = "drops the rotary factors without a word; export gguf writes them"
         evidence = "run with llama.cpp 11434: logits differ by 45, 2 to 18 % same first choice"
-        yield _row("llama.cpp (convert_hf_to_gguf.py)", "silently_wrong", f"it {wrong}", None, evidence)
+        yield support("llama.cpp (convert_hf_to_gguf.py)", "silently_wrong", f"it {wrong}", None, evidence)
     elif family.name in ARCHITECTURES:
         convert = "python convert_hf_to_gguf.py FOLDER, or export gguf"
-        yield _row(
+        yield support(
             "llama.cpp (convert_hf_to_gguf.py)", "believed", why, convert, "run once by hand with 11434, no test"
         )
     if family.name in RUN_IN_VLLM:
@@ -88,18 +89,18 @@ def _vllm(family: Family, why: str, rank: int | None) -> RuntimeSupport:
     command = "python -m vllm.entrypoints.openai.api_server --model FOLDER"
     if rank is None:
         status, evidence = ("verified", VLLM) if family.name in RUN_IN_VLLM else ("believed", SOURCES)
-        return _row("vllm", status, why, command, evidence)
+        return support("vllm", status, why, command, evidence)
     ran = ", ".join(map(str, VLLM_CPU_RANKS))
     why += f"; on a CPU head sizes {ran} ran and 20 stopped with an error, this one is {rank}"
-    return _row("vllm", "believed", why, command, BY_HAND if rank in VLLM_CPU_RANKS else SOURCES)
+    return support("vllm", "believed", why, command, BY_HAND if rank in VLLM_CPU_RANKS else SOURCES)
 
 
 def _onnx(reduced: bool) -> RuntimeSupport:
     if reduced:
         wrong = "its builder ignores the longrope factors of a Llama without a word"
-        return _row("onnxruntime-genai", "silently_wrong", wrong, None, f"{TRIED}: logits differ by 35")
+        return support("onnxruntime-genai", "silently_wrong", wrong, None, f"{TRIED}: logits differ by 35")
     build = "python -m onnxruntime_genai.models.builder -m FOLDER -o OUT -p fp32 -e cpu"
-    return _row("onnxruntime-genai", "believed", "uniform widths are ordinary configuration values", build, TRIED)
+    return support("onnxruntime-genai", "believed", "uniform widths are ordinary configuration values", build, TRIED)
 
 
 def _nf4(size: Dimensions, shapes: Sequence[BlockShape]) -> RuntimeSupport:
@@ -107,21 +108,21 @@ def _nf4(size: Dimensions, shapes: Sequence[BlockShape]) -> RuntimeSupport:
     odd = nf4_misfits(size, shapes)
     if odd:
         why = f"its packing does not fit {', '.join(odd)}; it saves, then fails at the first forward"
-        return _row(name, "refused", why, None, evidence)
-    return _row(name, "believed", "all widths fit its packing", None, evidence)
+        return support(name, "refused", why, None, evidence)
+    return support(name, "believed", "all widths fit its packing", None, evidence)
 
 
 def _nemotron(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) -> Iterator[RuntimeSupport]:
     del size, shapes
     yield _ours()
     no_class = "no stock class has MLP widths per block"
-    yield _row(
+    yield support(
         "transformers", "refused", no_class, "import compression.runtime first", "tests/compression/test_nemotron.py"
     )
-    yield _row(
+    yield support(
         "llama.cpp (convert_hf_to_gguf.py)", "refused", "it asks for ffn_mult; export gguf instead", None, SOURCES
     )
-    yield _row(
+    yield support(
         "onnxruntime-genai", "refused", f"its builder has no {family.name} with MLP widths per block", None, SOURCES
     )
 
@@ -131,9 +132,9 @@ def _full(family: Family, size: Dimensions, shapes: Sequence[BlockShape]) -> Ite
     yield _ours()
     refused = "no stock class has widths per block and rotary pairs per head"
     evidence = "tests/compression/test_reload.py"
-    yield _row("transformers", "refused", refused, "import compression.runtime first", evidence)
+    yield support("transformers", "refused", refused, "import compression.runtime first", evidence)
     for runtime in ("vllm", "llama.cpp", "onnxruntime-genai"):
-        yield _row(runtime, "refused", refused, None, SOURCES)
+        yield support(runtime, "refused", refused, None, SOURCES)
 
 
 def _exported(
@@ -144,7 +145,7 @@ def _exported(
         if isinstance(export, GgufExport):
             status, evidence = _seen_in_llama_cpp(family, export)
             command = f"llama-server -m FOLDER/{export.target}"
-            yield _row("llama.cpp", status, f"{export.target}, written with rotary factors", command, evidence)
+            yield support("llama.cpp", status, f"{export.target}, written with rotary factors", command, evidence)
             yield _gguf_in_transformers(layout, export.target, stock_angles=stock_angles)
         else:
             command = (
@@ -153,7 +154,7 @@ def _exported(
             )
             status, evidence = ("verified", VLLM) if family.name in RUN_IN_VLLM else ("believed", SOURCES)
             why = "its own DeciLM class; the code it is asked to trust is a configuration class of 30 lines"
-            yield _row("vllm", status, why, command, evidence)
+            yield support("vllm", status, why, command, evidence)
 
 
 def _seen_in_llama_cpp(family: Family, export: GgufExport) -> tuple[str, str]:
@@ -168,9 +169,9 @@ def _seen_in_llama_cpp(family: Family, export: GgufExport) -> tuple[str, str]:
 def _gguf_in_transformers(layout: str, target: str, *, stock_angles: bool) -> RuntimeSupport:
     name, test = f"transformers (gguf_file={target})", "tests/compression/exporters/test_gguf.py"
     if layout == "nemotron":
-        return _row(name, "refused", "it knows no architecture deci", None, test)
+        return support(name, "refused", "it knows no architecture deci", None, test)
     if stock_angles:
         command = f"AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file='{target}')"
-        return _row(name, "verified", "it unpacks the codes to floats", command, test)
+        return support(name, "verified", "it unpacks the codes to floats", command, test)
     wrong = "it drops rope_freqs without a word"
-    return _row(name, "silently_wrong", wrong, None, test)
+    return support(name, "silently_wrong", wrong, None, test)

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
+from preflight.composites import Placed
 from preflight.families import Family, resolve
 from preflight.safetensors_header import TensorEntry
 from preflight.strict_json import shown, shown_list
 
 FLOATING = {"F64", "F32", "F16", "BF16"}
+KEPT = FLOATING | {"I64", "I32"}  # what the parts around a decoder may hold: buffers of positions are whole numbers
 # Recomputed by every loader. The dots matter: GPT-2's `attn.c_attn.bias` is a weight.
 OLD_BUFFERS = (
     ".rotary_emb.inv_freq",
@@ -83,6 +85,23 @@ def check_tensors(config: Mapping[str, Any], tensors: Tensors) -> None:
                 "wrong_shape",
                 f"tensor {name!r} is {shown(list(tensors[name].shape))}; config.json asks for {list(shape)}",
                 name,
+            )
+
+
+def check_parts(placed: Placed) -> None:
+    """Check that a checkpoint of several parts has them all; the reload proof compares every name.
+
+    Raises:
+        InvalidCheckpoint: `missing_tensor`: nothing of a part is stored.
+    """
+    parts = placed.others_by_part()
+    for part, words in (("vision", placed.composite.vision), ("projector", placed.composite.projector)):
+        if part not in parts:
+            raise InvalidCheckpoint(
+                "missing_tensor",
+                f"config.json is that of a {placed.composite.model_type}, but no tensor of its {part} "
+                f"({', '.join(words)}) is stored; push the complete model",
+                words[0],
             )
 
 

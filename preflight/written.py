@@ -16,7 +16,8 @@ class Written:
     """Sizes of the artifact of an unchanged model.
 
     Attributes:
-        parameters: a head that is a copy of the embedding counts once; buffers that every loader recomputes do not.
+        parameters: of all parts; a head that is a copy of the embedding counts once, and buffers that every loader
+            recomputes do not.
         bytes: of these tensors.
         bytes_per_parameter: what a parameter of a block frees when it goes; the least, where blocks mix types.
         overhead: bytes that the files add at most: headers, and in layout `full` the list of kept rotary pairs.
@@ -35,7 +36,9 @@ def written(checkpoint: Checkpoint, family: Family, layout: str) -> Written:
     kept = {
         name: entry for name, entry in checkpoint.tensors.items() if name != head and not name.endswith(OLD_BUFFERS)
     }
-    total = sum(entry.bytes for entry in kept.values())
+    placed = checkpoint.placed
+    others = {} if placed is None else placed.others
+    total = sum(entry.bytes for entry in (*kept.values(), *others.values()))
     outside = {name: entry.shape for name, entry in kept.items() if not name.startswith(prefix)}
     pairs = _rotary_pairs(checkpoint, family) if layout == "full" else {}
     block = family.canonical_tensors(config) if layout == "full" else family.block_tensors(config)
@@ -46,10 +49,13 @@ def written(checkpoint: Checkpoint, family: Family, layout: str) -> Written:
         **pairs,
     }
     pair_bytes = INDEX_BYTES * sum(heads * count for heads, count in pairs.values())
+    if placed is not None:
+        named = {placed.disk_name(name): shape for name, shape in named.items()}
+        named |= {name: entry.shape for name, entry in others.items()}
     headers = sum(len(_header_entry(name, shape, total + pair_bytes)) for name, shape in named.items())
     files = 1 + (total + pair_bytes) // (SHARD_BYTES // 2)
     return Written(
-        parameters=sum(entry.parameters for entry in kept.values()),
+        parameters=sum(entry.parameters for entry in (*kept.values(), *others.values())),
         bytes=total,
         bytes_per_parameter=min(
             entry.bytes // entry.parameters

@@ -28,9 +28,11 @@ from compression.core.canonical import to_stored
 from compression.core.pack_quantized import quantization_settings
 from compression.core.protocols import BlockStore
 from compression.core.streamed_model import StreamedModel
+from compression.core.tensors import read_tensor
 from compression.runtime.blocks import reduced_model_type
 from compression.runtime.models import REDUCED
 from compression.runtime.nemotron import ARCHITECTURE, MODEL_TYPE, block_configs
+from preflight.composites import Placed
 
 SHARD_BYTES = 1024**3  # a shard is in memory while it is collected
 MANIFEST = "modepress.json"
@@ -66,14 +68,15 @@ def write_model(result: Result, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config, drop_head = _config(result)
-    _write_shards(_tensors(result, drop_head), folder)
+    placed = result.source.placed
+    _write_shards(_tensors(result, drop_head) if placed is None else _in_place(result, placed, drop_head), folder)
     for name in result.side_files:
         if name not in NEVER_COPIED:
             shutil.copyfile(result.source.folder / name, _inside(folder, name))
     generation = result.source.folder / "generation_config.json"
     if generation.exists():
         write_durably(folder / generation.name, _json(sane_generation(json.loads(generation.read_text()))))
-    write_durably(folder / "config.json", _json(config))
+    write_durably(folder / "config.json", _json(config if placed is None else placed.config_with(config)))
 
 
 def seal(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -123,7 +126,7 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
     config = {key: value for key, value in result.raw_config.items() if key not in {"auto_map", "_name_or_path"}}
     config["transformers_version"] = transformers.__version__
     if result.quantization is not None:
-        config["quantization_config"] = quantization_settings(result.quantization, family.head)
+        config["quantization_config"] = quantization_settings(result.quantization, family.head, source.placed)
     head, embeddings = f"{family.head}.weight", f"{family.embeddings}.weight"
     drop_head = False
     size = family.dimensions(config)
@@ -168,6 +171,14 @@ def _tensors(result: Result, drop_head: bool) -> Iterator[tuple[str, Tensor]]:
             state = to_stored(family, source.size, state)
         for name, tensor in sorted(state.items()):
             yield family.block_prefix(index) + name, tensor
+
+
+def _in_place(result: Result, placed: Placed, drop_head: bool) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a composite under their names on disk: the parts around the decoder are not touched."""
+    for name, tensor in _tensors(result, drop_head):
+        yield placed.disk_name(name), tensor
+    for name, entry in sorted(placed.others.items()):
+        yield name, read_tensor(entry)
 
 
 def _rotary_pairs(result: Result) -> str:

@@ -1,18 +1,23 @@
 """How an artifact's configuration says that its linears are packed: compressed-tensors, format `pack-quantized`."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from api_schemas.methods import QuantizationConfig
+from preflight.composites import Placed
 
 
-def quantization_settings(step: QuantizationConfig, head: str) -> dict[str, Any]:
+def quantization_settings(step: QuantizationConfig, head: str, placed: Placed | None = None) -> dict[str, Any]:
     """The `quantization_config` that transformers and vLLM read.
 
     Args:
         step: bits and groups.
-        head: name of the one linear that is not packed.
+        head: name of the decoder's one linear that is not packed.
+        placed: where the decoder stands among other parts; none of theirs is packed.
     """
+    whole = None if placed is None else placed.composite
+    parts = [] if whole is None else [f"re:.*{re.escape(word)}.*" for word in (*whole.vision, *whole.projector)]
     weights = {
         "num_bits": step.bits,
         "type": "int",
@@ -29,7 +34,7 @@ def quantization_settings(step: QuantizationConfig, head: str) -> dict[str, Any]
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": [head],
+        "ignore": [head if whole is None else f"re:.*{head}$", *parts],
         "kv_cache_scheme": None,
     }
 

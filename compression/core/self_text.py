@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 ROW_TOKENS = 256
 ROWS_AT_ONCE = 8
 
 
-def writer(folder: Path, tokenizer: Any, seed: int) -> Callable[[int], list[str]]:
+def writer(folder: Path, tokenizer: Any, seed: int, *, composite: bool) -> Callable[[int], list[str]]:
     """Return a function that samples rows of text from the model until they hold the tokens asked for.
 
     Args:
         folder: the original model.
+        composite: whether its decoder is one part of several.
         tokenizer: its tokenizer; sampling starts at its first special token, or at token 0 where it has none.
         seed: of the sampling; the caller's generator is left as it was.
     """
@@ -23,7 +24,8 @@ def writer(folder: Path, tokenizer: Any, seed: int) -> Callable[[int], list[str]
     def write(tokens: int) -> list[str]:
         import compression.runtime  # noqa: F401 (registers the reduced families)
 
-        model = AutoModelForCausalLM.from_pretrained(
+        loader = AutoModelForImageTextToText if composite else AutoModelForCausalLM
+        model = loader.from_pretrained(
             folder, dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
         ).eval()
         start = next((t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id) if t is not None), 0)

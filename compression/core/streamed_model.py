@@ -1,6 +1,7 @@
 """A causal language model that is never whole in memory: embeddings, one block at a time, then norm and head."""
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from compression.core.pack_quantized import packed_bits
 from compression.core.tensors import read_tensor
 from compression.runtime.blocks import resize_block_
 from compression.runtime.models import REDUCED
+from preflight.composites import place
 from preflight.families import Dimensions, Family
 from preflight.safetensors_header import TensorEntry, read_header
 from preflight.tensor_check import OLD_BUFFERS
@@ -44,7 +46,8 @@ class _Logits(nn.Module):
 class StreamedModel:
     """Runs a model folder block by block in float32 on one device.
 
-    The stock classes are built on the meta device, so a block costs memory only while it is in use.
+    The stock classes are built on the meta device, so a block costs memory only while it is in use. Where the decoder
+    is one part of several, only it is run: `placed` knows the others.
     """
 
     def __init__(
@@ -59,15 +62,21 @@ class StreamedModel:
         Args:
             folder: a model folder, stock or in layout `full`.
             family: its names.
-            tensors: its headers, where they were read before.
-            config: settings to take instead of those in the folder, of the same model type.
+            tensors: the decoder's headers under the text model's names, where they were read before.
+            config: the decoder's settings to take instead of those in the folder, of the same model type.
         """
         self.folder, self.family = folder, family
-        found = family.full_names(dict(tensors) if tensors is not None else tensors_of(folder))
+        whole: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stored_tensors = tensors_of(folder)
+        self.placed = place(json.loads((folder / "config.json").read_text(encoding="utf-8")), stored_tensors)
+        stored = whole
+        if self.placed is not None:
+            stored, stored_tensors = whole.text_config, self.placed.tensors
+            stored.tie_word_embeddings = self.placed.view["tie_word_embeddings"]
+        found = family.full_names(dict(tensors) if tensors is not None else stored_tensors)
         self.tensors = {name: entry for name, entry in found.items() if not name.endswith(OLD_BUFFERS)}
-        stored: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self.config = stored if config is None else type(stored).from_dict(dict(config))
-        self._bits = packed_bits(getattr(self.config, "quantization_config", None))
+        self._bits = packed_bits(getattr(whole, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(
@@ -101,10 +110,11 @@ class StreamedModel:
 
     @property
     def parameters(self) -> int:
-        """How many there are: a tied head is stored once, packed weights count as what they stand for."""
+        """How many all parts have: a tied head is stored once, packed weights count as what they stand for."""
         floats = [entry for name, entry in self.tensors.items() if not name.endswith(SCALE) and entry.dtype[0] != "I"]
         packed = [int(self.read(name).prod()) for name in self.tensors if name.endswith(SHAPE)]
-        return sum(entry.parameters for entry in floats) + sum(packed)
+        others = () if self.placed is None else self.placed.others.values()
+        return sum(entry.parameters for entry in (*floats, *others)) + sum(packed)
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype; a tied head answers with the embedding."""
@@ -164,9 +174,14 @@ class StreamedModel:
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if self.family.head_bias:
             linear.bias = nn.Parameter(self.read(f"{self.family.head}.bias").float(), requires_grad=False)
-        scale = self.family.factor(self.config.to_dict(), self.family.logits_scale)
+        yield nn.Sequential(self._load(norm, state), linear, self._logits())
+
+    def _logits(self) -> nn.Module:
+        """What comes after the head's linear: nothing in a composite, whose stock class has a plain head."""
+        if self.placed is not None:
+            return nn.Identity()
         cap = getattr(self.config, self.family.logits_cap) if self.family.logits_cap else None
-        yield nn.Sequential(self._load(norm, state), linear, _Logits(scale, cap))
+        return _Logits(self.family.factor(self.config.to_dict(), self.family.logits_scale), cap)
 
     def forward(self, block: nn.Module, hidden: Tensor, index: int) -> Tensor:
         """Run one block on `[windows, tokens, hidden]`, every window from position 0."""

@@ -63,7 +63,7 @@ def walk(
     shared_pairs: torch.Tensor | None = None,
     store: MemoryBlockStore | None = None,
 ) -> Walk:
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder).decoder
     family = resolve(checkpoint.config)
     size = family.dimensions(checkpoint.config)
     model = StreamedModel(folder, family, checkpoint.tensors)

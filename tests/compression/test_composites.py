@@ -1,0 +1,228 @@
+"""Decoders among other parts: walked as stock code runs them, written in place, everything around them untouched."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+import compression.runtime  # noqa: F401 (registers the reduced decoders)
+from api_schemas.plans import BlockShape
+from api_schemas.recipe import Recipe
+from compression.core.artifact import Result, write_artifact
+from compression.core.protocols import NullSink
+from compression.core.streamed_model import StreamedModel
+from compression.pipeline import compress
+from compression.reload import logits_of
+from preflight.checkpoint import describe, open_checkpoint
+from preflight.families import resolve
+from preflight.shapes import dense_shape
+from tests.compression.walks import expected_logits, random_tokens, step, walk
+from tests.tiny_composites import IMAGE, make_tiny_composite, respell
+from tests.tiny_models import make_tiny_model
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("llava", "llama", {"kv_heads": 2, "tied": True}),
+    ("llava", "llama", {"kv_heads": 1, "head_dim": 10, "attention_bias": True}),
+    ("llava", "mistral", {"kv_heads": 4, "sliding_window": 7}),
+    ("llava", "qwen2", {"kv_heads": 2}),
+    ("llava", "qwen3", {"kv_heads": 2}),
+    ("llava", "granite", {"kv_heads": 1, "tied": True}),
+    ("idefics3", "llama", {"kv_heads": 2}),
+    ("smolvlm", "llama", {"kv_heads": 1, "tied": True}),
+]
+
+
+def stock(folder: Path) -> Any:
+    model, loading = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+def picture_and_words(model: Any) -> dict[str, torch.Tensor]:
+    """Six words, an image, six words."""
+    words = random_tokens(1, 12)[0]
+    image = torch.full(((IMAGE // 14) ** 2,), int(model.config.image_token_id))
+    pixels = torch.randn(1, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
+    several = model.config.model_type in ("idefics3", "smolvlm")
+    tokens = torch.cat((words[:6], image, words[6:]))[None]
+    return {"input_ids": tokens, "pixel_values": pixels[None] if several else pixels}
+
+
+def seen(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What stock code tells block 0, and its logits, for an image among words."""
+    told: list[torch.Tensor] = []
+    decoder = getattr(model.model, "language_model", None) or model.model.text_model
+    handle = decoder.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: told.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    with torch.inference_mode():
+        logits = model(**picture_and_words(model)).logits[0]
+    handle.remove()
+    return told[0], logits
+
+
+def streamed(folder: Path) -> StreamedModel:
+    decoder = open_checkpoint(folder).decoder
+    return StreamedModel(folder, resolve(decoder.config), decoder.tensors)
+
+
+def whole_shapes(folder: Path) -> tuple[BlockShape, ...]:
+    config = open_checkpoint(folder).decoder.config
+    return (dense_shape(resolve(config), config),) * resolve(config).block_count(config)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("kind", "decoder", "settings"), CASES)
+def test_the_walk_is_stock_code_on_image_embeddings_and_on_text(
+    tmp_path: Path, kind: str, decoder: str, settings: dict[str, Any]
+) -> None:
+    folder = make_tiny_composite(tmp_path, kind, decoder, **settings)
+    model, ours = stock(folder), streamed(folder)
+    hidden, logits = seen(model)
+    picture = hidden[:, 6:10].clone()
+    assert not torch.allclose(picture, ours.embed(picture_and_words(model)["input_ids"])[:, 6:10])
+    hidden = hidden.clone()
+    for index in range(ours.blocks):
+        hidden = ours.forward(ours.block(index, ours.block_state(index)), hidden, index)
+    with ours.head() as head:
+        torch.testing.assert_close(head(hidden[0]), logits, rtol=1e-4, atol=1e-4)
+    tokens = random_tokens(1, 24)
+    torch.testing.assert_close(logits_of(ours, tokens), model(tokens).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["full", "portable"])
+@pytest.mark.parametrize(("kind", "decoder", "settings"), CASES)
+def test_nothing_removed_is_nothing_changed_and_the_other_parts_are_the_same_bytes(
+    tmp_path: Path, kind: str, decoder: str, settings: dict[str, Any], layout: str
+) -> None:
+    folder, target = make_tiny_composite(tmp_path / "m", kind, decoder, **settings), tmp_path / "a"
+    shapes = whole_shapes(folder)
+    done = walk(folder, step(layout=layout), random_tokens(4, 32), shapes=shapes)
+    write_artifact(Result(done.model, done.config, (), done.store, shapes, layout), target, {})
+    before, after = load_file(folder / "model.safetensors"), load_file(target / "model.safetensors")
+    extra = {name for name in after if name.endswith("rotary_pairs")}
+    assert after.keys() - extra == before.keys()
+    assert bool(extra) == (layout == "full")
+    assert done.model.placed is not None
+    for name in done.model.placed.others:
+        assert torch.equal(before[name], after[name])
+    torch.testing.assert_close(seen(stock(target))[1], seen(stock(folder))[1], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["full", "portable"])
+@pytest.mark.parametrize(("kind", "decoder", "settings"), CASES)
+def test_a_narrowed_decoder_is_that_of_the_text_model_alone(
+    tmp_path: Path, kind: str, decoder: str, settings: dict[str, Any], layout: str
+) -> None:
+    """The same weights as a checkpoint of their own, compressed on the same tokens: the same blocks, to the bit."""
+    folder = make_tiny_composite(tmp_path / "m", kind, decoder, **settings)
+    asked, tokens = step(layout=layout), random_tokens(4, 32)
+    done = walk(folder, asked, tokens)
+    alone = make_tiny_model(tmp_path / "t", decoder, tokenizer=False, **_as_text(settings))  # type: ignore[arg-type]
+    save_decoder(folder, alone)
+    apart = walk(alone, asked, tokens)
+    for index, result in done.store.results.items():
+        for name, tensor in apart.store.results[index].state.items():
+            assert torch.equal(tensor, result.state[name])
+    write_artifact(Result(done.model, done.config, (), done.store, done.method.shapes, layout), tmp_path / "a", {})
+    written = stock(tmp_path / "a")
+    expected = expected_logits(done.model, done.method, done.store, tokens[:1])
+    torch.testing.assert_close(written(tokens[:1]).logits[0], expected, rtol=1e-4, atol=1e-4)
+    original = stock(folder)
+    assert torch.equal(_image_features(written), _image_features(original))
+
+
+def _as_text(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"bias" if name == "attention_bias" else name: value for name, value in settings.items()}
+
+
+def save_decoder(folder: Path, target: Path) -> None:
+    """Put a composite's decoder into the folder of a text model, under the names of the text model."""
+    whole = open_checkpoint(folder)
+    assert whole.placed is not None
+    stored = load_file(folder / "model.safetensors")
+    save_file(
+        {name: stored[whole.placed.disk_name(name)] for name in whole.decoder.tensors},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    (target / "config.json").write_text(json.dumps(whole.decoder.config))
+
+
+def _image_features(model: Any) -> torch.Tensor:
+    pixels = picture_and_words(model)["pixel_values"]
+    found = model.get_image_features(pixels, return_dict=True).pooler_output
+    return torch.cat(list(found))
+
+
+def job(**more: Any) -> Recipe:
+    text = {"num_samples": 4, "sequence_length": 64}
+    return Recipe.model_validate(
+        {
+            "steps": [{"method": "modegpt", "sparsity": 0.3, "round_to": 8}],
+            "calibration": text,
+            "evaluation": {"num_windows": 2, "sequence_length": 64, "generation_tokens": 2},
+            **more,
+        }
+    )
+
+
+def run(recipe: Recipe, source: Path, target: Path) -> Any:
+    blocks = target.with_name(f"{target.name}-blocks")
+    return compress(
+        recipe, source, target, model="m", blocks=blocks, progress=NullSink(), files={}, roots=None, hub_offline=True
+    )
+
+
+STEPS: list[list[dict[str, Any]]] = [
+    [{"method": "modegpt", "sparsity": 0.3, "round_to": 8, "mode": "reference"}],
+    [{"method": "modegpt", "sparsity": 0.3, "round_to": 8, "layout": "full"}],
+    [
+        {"method": "modegpt", "sparsity": 0.3, "round_to": 32, "modules": ["mlp"]},
+        {"method": "gptq", "bits": 8, "group_size": 32},
+    ],
+    [{"method": "round_to_nearest", "bits": 8, "group_size": 32}],
+]
+
+
+JOBS = [*(("llava", steps) for steps in STEPS), ("idefics3", STEPS[2]), ("smolvlm", STEPS[1])]
+
+
+@pytest.mark.parametrize(("kind", "steps"), JOBS)
+def test_a_whole_job_writes_a_model_that_loads(tmp_path: Path, kind: str, steps: list[dict[str, Any]]) -> None:
+    """The pipeline's own proof loads `portable` in a process that cannot import this project."""
+    folder = make_tiny_composite(tmp_path / "m", kind, intermediate=96)
+    report = run(job(steps=steps), folder, tmp_path / "a")
+    stocks = "with compression.runtime" if steps[0].get("layout") == "full" else "stock transformers, without"
+    assert stocks in report.reload.loader
+    assert any(warning.startswith("text_only_calibration:") for warning in report.warnings)
+    written = open_checkpoint(tmp_path / "a")
+    assert written.config["model_type"] == kind
+    assert report.parameters.after == report.plan.parameters_after
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
+    assert written.placed is not None
+    assert all(torch.equal(before[name], after[name]) for name in written.placed.others)
+    assert {"tokenizer.json", "chat_template.jinja"} <= {path.name for path in (tmp_path / "a").iterdir()}
+    assert describe(written).parameters > 0
+
+
+def test_blocks_go_whole_from_a_decoder_too(tmp_path: Path) -> None:
+    folder = respell(
+        make_tiny_composite(tmp_path / "m", layers=3, tied=True),
+        ("language_model.model.", "model.language_model."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    )
+    steps = [{"method": "modegpt", "sparsity": 0.4, "round_to": 8, "remove_blocks": 1}]
+    report = run(job(steps=steps), folder, tmp_path / "a")
+    written = open_checkpoint(tmp_path / "a")
+    assert len(report.removed_blocks) == 1
+    assert written.config["text_config"]["num_hidden_layers"] == 2
+    assert any(name.startswith("model.language_model.layers.1.") for name in written.tensors)
+    assert not any(name.startswith("model.language_model.layers.2.") for name in written.tensors)

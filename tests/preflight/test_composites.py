@@ -1,0 +1,184 @@
+"""A decoder among other parts: found under any spelling, counted part by part, refused by name."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from safetensors.torch import load_file, save_file
+
+from api_schemas.errors import InvalidCheckpoint
+from api_schemas.recipe import Recipe
+from preflight.checkpoint import describe, open_checkpoint
+from preflight.composites import ASSUMED, COMPOSITES, composite_of
+from preflight.families import table
+from preflight.plans import make_plan
+from tests.tiny_composites import KINDS, make_tiny_composite, respell
+from tests.tiny_models import make_tiny_model
+
+LLAVA_TO_NEW = (
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
+
+def recipe(**step: Any) -> Recipe:
+    return Recipe.model_validate({"steps": [{"method": "modegpt", "sparsity": 0.3, "round_to": 8, **step}]})
+
+
+def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    return folder
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_are_counted_and_add_up(tmp_path: Path, kind: str) -> None:
+    facts = describe(open_checkpoint(make_tiny_composite(tmp_path, kind)))
+    assert (facts.modality, facts.family, facts.model_type) == ("image-text", "llama", kind)
+    assert [part.name for part in facts.parts] == ["language", "projector", "vision"]
+    assert sum(part.parameters for part in facts.parts) == facts.parameters
+    assert sum(part.bytes for part in facts.parts) == facts.bytes
+    alone = describe(open_checkpoint(make_tiny_model(tmp_path / "text")))
+    assert facts.parts[0].parameters == alone.parameters + 2 * 32 * (facts.vocabulary - alone.vocabulary)
+    assert facts.block_parameters == alone.block_parameters
+    assert facts.blockers == ()
+
+
+def test_both_spellings_are_one_decoder(tmp_path: Path) -> None:
+    old = open_checkpoint(make_tiny_composite(tmp_path / "old"))
+    new = open_checkpoint(respell(make_tiny_composite(tmp_path / "new"), *LLAVA_TO_NEW))
+    assert old.tensors.keys() != new.tensors.keys()
+    assert old.decoder.tensors.keys() == new.decoder.tensors.keys()
+    assert old.decoder.config == new.decoder.config
+    for one in (old, new):
+        assert one.placed is not None
+        assert {one.placed.disk_name(name) for name in one.decoder.tensors} | one.placed.others.keys() == set(
+            one.tensors
+        )
+
+
+@pytest.mark.parametrize("decoder", ASSUMED)
+def test_what_text_config_leaves_out_is_what_the_stock_class_assumes(decoder: str) -> None:
+    stock = getattr(transformers, table(decoder).architecture).config_class()
+    assert {key: getattr(stock, key) for key in ASSUMED[decoder]} == ASSUMED[decoder]
+    left = {"hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"}
+    size, said = table(decoder).dimensions(ASSUMED[decoder]), stock.to_dict()
+    assert size == table(decoder).dimensions({**ASSUMED[decoder], **{key: said.get(key) for key in left}})
+
+
+def test_every_row_names_classes_of_transformers() -> None:
+    for row in COMPOSITES.values():
+        config = getattr(transformers, row.architecture).config_class()
+        assert config.model_type == row.model_type
+        assert config.tie_word_embeddings == row.tied
+        assert config.text_config.model_type == row.decoder
+
+
+@pytest.mark.parametrize("tied_in", ["whole", "text"])
+def test_a_head_is_tied_where_the_stock_class_ties_it(tmp_path: Path, tied_in: str) -> None:
+    folder = make_tiny_composite(tmp_path, tied=True)
+    edit_config(folder, lambda config: config.update(tie_word_embeddings=tied_in == "whole"))
+    edit_config(folder, lambda config: config["text_config"].update(tie_word_embeddings=tied_in == "text"))
+    assert describe(open_checkpoint(folder)).tied_head
+    assert transformers.AutoConfig.from_pretrained(folder).tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        (lambda c: c.update(text_config=None), "invalid_config", "text_config"),
+        (lambda c: c["text_config"].update(hidden_size="wide"), "invalid_config", None),
+        (
+            lambda c: c["text_config"].update(num_hidden_layers=3),
+            "missing_tensor",
+            "model.layers.2.input_layernorm.weight",
+        ),
+        (lambda c: c["text_config"].update(intermediate_size=40), "wrong_shape", None),
+    ],
+)
+def test_a_broken_configuration_is_refused_by_name(tmp_path: Path, change: Any, code: str, param: str | None) -> None:
+    folder = edit_config(make_tiny_composite(tmp_path), change)
+    with pytest.raises(InvalidCheckpoint) as refused:
+        open_checkpoint(folder)
+    assert refused.value.code == code
+    assert param is None or refused.value.param == param
+
+
+@pytest.mark.parametrize("part", ["vision_tower", "multi_modal_projector"])
+def test_a_missing_part_is_refused_by_name(tmp_path: Path, part: str) -> None:
+    folder = make_tiny_composite(tmp_path)
+    edit_tensors(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(part)])
+    with pytest.raises(InvalidCheckpoint, match=part) as refused:
+        open_checkpoint(folder)
+    assert refused.value.code == "missing_tensor"
+
+
+def test_what_cannot_be_compressed_is_a_blocker(tmp_path: Path) -> None:
+    folder = make_tiny_composite(tmp_path)
+    edit_config(folder, lambda config: config.update(architectures=["LlavaModel"]))
+    edit_tensors(folder, lambda t: t.update({"vision_tower.x": t["vision_tower.embeddings.class_embedding"].char()}))
+    facts = describe(open_checkpoint(folder))
+    assert [blocker.code for blocker in facts.blockers] == ["unsupported_architecture", "unsupported_dtype"]
+    edit_config(folder, lambda config: config["text_config"].update(model_type="cohere"))
+    assert "unsupported_architecture" in {one.code for one in describe(open_checkpoint(folder)).blockers}
+
+
+def test_a_family_that_was_never_seen_in_a_composite_is_a_blocker(tmp_path: Path) -> None:
+    folder = make_tiny_composite(tmp_path, decoder="gemma2")
+    named = [one for one in describe(open_checkpoint(folder)).blockers if one.param == "text_config.model_type"]
+    assert [one.code for one in named] == ["unsupported_architecture"]
+
+
+def test_a_composite_without_a_row_is_refused_by_name(tmp_path: Path) -> None:
+    folder = edit_config(make_tiny_composite(tmp_path), lambda config: config.update(model_type="mllama"))
+    checkpoint = open_checkpoint(folder)
+    assert composite_of(checkpoint.config) is None
+    blocker = describe(checkpoint).blockers[0]
+    assert (blocker.code, blocker.param) == ("unsupported_architecture", "model_type")
+    with pytest.raises(InvalidCheckpoint, match="mllama"):
+        make_plan(checkpoint, recipe(), model="m")
+
+
+def test_a_plan_counts_all_parts_and_changes_the_language_part_alone(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_tiny_composite(tmp_path))
+    plan, facts = make_plan(checkpoint, recipe(), model="m"), describe(checkpoint)
+    assert plan.blockers == ()
+    assert plan.parts == facts.parts
+    assert plan.parameters_before == facts.parameters
+    assert plan.parameters_before - plan.parameters_after == plan.block_parameters_before - plan.block_parameters_after
+    assert any(warning.startswith("text_only_calibration:") for warning in plan.warnings)
+    assert {row.runtime: row.status for row in plan.runtimes} == {"transformers": "verified", "vllm": "believed"}
+
+
+@pytest.mark.parametrize("layout", ["portable", "full"])
+def test_a_target_is_that_of_the_whole_model(tmp_path: Path, layout: str) -> None:
+    checkpoint = open_checkpoint(make_tiny_composite(tmp_path))
+    whole = describe(checkpoint)
+    limit = whole.parameters - whole.block_parameters // 5
+    step = {"layout": layout, "mode": "reference", "sparsity": None, "target": {"parameters": limit}}
+    plan = make_plan(checkpoint, recipe(**step), model="m")
+    assert plan.blockers == ()
+    assert limit - 3000 < plan.parameters_after <= limit
+
+
+def test_what_a_composite_rules_out_is_named(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_tiny_composite(tmp_path))
+    asked = recipe(layout="nemotron").model_dump() | {"exports": [{"format": "gguf", "dtype": "f32"}]}
+    codes = {one.code: one.param for one in make_plan(checkpoint, Recipe.model_validate(asked), model="m").blockers}
+    assert codes["nemotron_family"] == "recipe.steps.0.layout"
+    assert codes["export_of_part"] == "recipe.exports.0"
