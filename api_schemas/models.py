@@ -78,6 +78,25 @@ class Model(Frozen):
     capabilities: dict[str, list[str]]
 
 
+class ModelFileObject(Frozen):
+    """A file that can be downloaded from a model's folder."""
+
+    object: Literal["model.file"] = "model.file"
+    path: Annotated[str, Field(description="inside the folder, with forward slashes")]
+    bytes: int
+    sha256: Annotated[
+        str | None, Field(description="null where nobody has counted it yet: ask for the list with `digests=all`")
+    ]
+    belongs_to: Annotated[
+        str,
+        Field(
+            description="checkpoint: weights, configuration, tokenizer and records; gguf, vllm: that export; exports: "
+            "what serves all of them"
+        ),
+    ]
+    layout: Annotated[str | None, Field(description="of an artifact's checkpoint: portable, nemotron or full")]
+
+
 class Deleted(Frozen):
     """Answer to a DELETE."""
 

@@ -16,11 +16,12 @@ from api_schemas.errors import Conflict, InvalidRequest, NotFound
 from api_schemas.jobs import TERMINAL
 from api_schemas.listing import Page
 from api_schemas.models import CheckpointFacts, Model, ModelFile, ModelRequest
+from api_schemas.relative_paths import check_relative_paths
 from job_store.database import reading, writing
 from job_store.files import FileStore
 from job_store.landing import disk_errors, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder, sync_tree
-from job_store.model_paths import check_relative_paths, resolve_under_roots
+from job_store.model_paths import resolve_under_roots
 from job_store.sending import require_broker, send
 from job_store.settings import Settings
 from job_store.tables import JobRow, ModelRow

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from api_schemas.errors import ErrorBody, ErrorResponse, ModepressError
 from modepress import output
 from modepress.api_error import ModepressApiError
-from modepress.commands import chat_command, job_commands, key_commands, model_commands, server_commands
+from modepress.commands import chat_command, job_commands, key_commands, model_commands, pull_command, server_commands
 from modepress.commands.recipe_options import in_words
 from modepress.exit_codes import ExitCode, of_error, of_status
 
@@ -33,6 +33,8 @@ for command in (
     model_commands.models,
     model_commands.model,
     model_commands.delete,
+    pull_command.files,
+    pull_command.pull,
     job_commands.plan,
     job_commands.compress,
     job_commands.jobs,

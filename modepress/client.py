@@ -13,7 +13,7 @@ Every verb raises `ModepressApiError` when the server refuses or fails, `Unreach
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,14 +24,15 @@ from api_schemas.events import JobEvent
 from api_schemas.files import FileObject, Purpose
 from api_schemas.jobs import TERMINAL, Job, JobRequest
 from api_schemas.listing import Page
-from api_schemas.models import Deleted, Model, ModelFile, ModelRequest
+from api_schemas.models import Deleted, Model, ModelFile, ModelFileObject, ModelRequest
 from api_schemas.plans import Plan, PlanRequest
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
-from modepress import chatting, event_stream, model_folder, uploads
+from modepress import chatting, downloads, event_stream, model_folder, uploads
 from modepress.api_error import ModepressApiError, Unreachable
 from modepress.chatting import ChatAnswer, ChatPiece, Messages
 from modepress.connection import Connection
+from modepress.downloads import PulledFile
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PAGE = 100
@@ -142,6 +143,32 @@ class Client:
     def model(self, model_id: str) -> Model:
         """Return one model."""
         return self._connection.call("GET", f"/v1/models/{model_id}", Model)
+
+    def files(self, model_id: str, *, counted: bool = False) -> list[ModelFileObject]:
+        """Return the files of a model's folder; with `counted` the server counts the digests it does not know yet."""
+        asked = {"digests": "all" if counted else "known"}
+        return list(self._pages(f"/v1/models/{model_id}/files", Page[ModelFileObject], asked))
+
+    def pull(
+        self, model_id: str, into: str | Path, *, only: Sequence[str] = (), on_progress: OnProgress | None = None
+    ) -> list[PulledFile]:
+        """Download a model's files into a folder, and say what became of each.
+
+        A file appears whole and with the right digest, or not at all. What a broken pull had received stays beside its
+        place (`.NAME.….part`), and the next pull goes on there; a file that is there already is not fetched again.
+
+        Args:
+            only: what to fetch, any of: `checkpoint`, `gguf`, `vllm`, a file, a folder. Default: everything.
+            on_progress: called with a file's name and the bytes that are now here, piece by piece.
+
+        Raises:
+            ModepressError: one of those that `modepress.downloads` names, e.g. Conflict `file_differs`.
+        """
+        files = downloads.chosen(self.files(model_id), only, model_id)
+        if any(file.sha256 is None for file in files):
+            files = downloads.chosen(self.files(model_id, counted=True), only, model_id)
+        told: OnProgress = on_progress or (lambda _name, _bytes: None)
+        return downloads.fetch_all(self._connection, model_id, files, Path(into).expanduser(), told)
 
     def delete(self, model_id: str) -> Deleted:
         """Delete a model and its files."""

@@ -12,6 +12,7 @@ from job_store.files import FileStore
 from job_store.jobs import JobStore
 from job_store.keys import KeyStore
 from job_store.layout import Layout
+from job_store.model_files import ModelFileStore
 from job_store.models import ModelStore
 from job_store.settings import Settings
 from job_store.uploads import UploadStore
@@ -30,6 +31,7 @@ class Stores:
     files: FileStore
     uploads: UploadStore
     models: ModelStore
+    model_files: ModelFileStore
     keys: KeyStore
     jobs: JobStore
     metrics: Metrics
@@ -41,13 +43,15 @@ def make_stores(settings: Settings) -> Stores:
     engine = make_engine(settings.resolved_database_url)
     layout = Layout(settings.resolved_home)
     files = FileStore(engine, layout)
+    models = ModelStore(engine, layout, settings, files=files)
     return Stores(
         settings=settings,
         engine=engine,
         layout=layout,
         files=files,
         uploads=UploadStore(engine, layout, settings, files),
-        models=ModelStore(engine, layout, settings, files=files),
+        models=models,
+        model_files=ModelFileStore(engine, models),
         keys=KeyStore(engine),
         jobs=JobStore(engine),
         metrics=Metrics(engine),

@@ -41,6 +41,14 @@ METADATA_FILTER = {
 BYTES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The bytes", "content": {"application/octet-stream": {"schema": BINARY}}}
 }
+RANGED: dict[int | str, dict[str, Any]] = {
+    **BYTES,
+    206: {
+        "description": "The bytes that `Range` asked for",
+        "content": {"application/octet-stream": {"schema": BINARY}},
+    },
+    304: {"description": "`If-None-Match` names these bytes: you have them"},
+}
 REPLAYED: dict[int | str, dict[str, Any]] = {
     200: {"model": Job, "description": "The job that this `Idempotency-Key` made before (`Idempotent-Replayed: true`)"}
 }

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from api_schemas.errors import InvalidRequest, NotPermitted
-from job_store.model_paths import check_relative_paths, resolve_text_under_roots, resolve_under_roots
+from api_schemas.relative_paths import check_relative_paths
+from job_store.model_paths import resolve_text_under_roots, resolve_under_roots
 
 UNSAFE = [
     "../config.json",
