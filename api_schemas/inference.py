@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from api_schemas.base import Frozen
 
@@ -16,18 +16,34 @@ class TextPart(Frozen):
     text: str
 
 
+class ImageAddress(Frozen):
+    """Where an image is: in the URL itself (`data:`), or on a host that the server may fetch from."""
+
+    url: Annotated[str, Field(min_length=1, description="data:image/png;base64,… or http(s)://…")]
+    detail: Annotated[Literal["auto"], Field(description="the model's own processor chooses the resolution")] = "auto"
+
+
 class ImagePart(Frozen):
     """An image part. Text-only models refuse it with a 400 that says so."""
 
     type: Literal["image_url"]
-    image_url: dict[str, Any]
+    image_url: ImageAddress
+
+
+def _kind_of_content(content: Any) -> str:
+    """Which form is meant, so that a mistake in a part is named and not the form that was not chosen."""
+    return "parts" if isinstance(content, list) else "text"
 
 
 class Message(Frozen):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: Annotated[
+        Annotated[str, Tag("text")]
+        | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Tag("parts")],
+        Discriminator(_kind_of_content),
+    ]
     name: str | None = None
 
 

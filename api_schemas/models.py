@@ -21,6 +21,7 @@ class CheckpointFacts(Frozen):
     parts: Annotated[
         tuple[ModelPart, ...], Field(description="of a model whose decoder is one part of several; else empty")
     ] = ()
+    reads_images: Annotated[bool, Field(description="whether chat with it takes images here")] = False
     parameters: int
     block_parameters: int
     blocks: int

@@ -234,4 +234,5 @@ def _capabilities(row: ModelRow) -> dict[str, list[str]]:
         tasks = ["completion", "chat"] if (row.facts or {}).get("has_chat_template") else ["completion"]
         if (row.facts or {}).get("family") is not None and not (row.facts or {}).get("blockers"):
             tasks.append("compression")
-    return {"input_modalities": ["text"], "output_modalities": ["text"], "tasks": tasks}
+    images = "chat" in tasks and (row.facts or {}).get("reads_images")
+    return {"input_modalities": ["text", *["image"] * bool(images)], "output_modalities": ["text"], "tasks": tasks}

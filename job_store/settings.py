@@ -39,6 +39,13 @@ class Settings(BaseSettings):
         8 * GIB, gt=0, description="above this, loaded models are unloaded, oldest first"
     )
     inference_max_waiting: int = Field(64, ge=1, description="requests that wait; one more is a 429")
+    image_hosts: str = Field("", description="hosts images may be fetched from, joined by ','; empty: data: URLs only")
+    image_fetch_seconds: float = Field(10.0, gt=0, description="for fetching all images of a request")
+    max_images: int = Field(8, ge=0, description="images in one chat request; 0 refuses them")
+    max_image_bytes: int = Field(8 * MIB, gt=0, description="image files of one chat request together")
+    max_image_pixels: int = Field(
+        4096 * 4096, gt=0, le=89_478_485, description="largest image; read from its header, before it is decoded"
+    )
     log_level: str = Field("INFO", description="of all processes")
 
     @property
@@ -55,3 +62,8 @@ class Settings(BaseSettings):
     def roots(self) -> tuple[Path, ...]:
         """The folders from which models and text may be registered, resolved."""
         return tuple(Path(root).expanduser().resolve() for root in self.model_roots.split(":") if root)
+
+    @property
+    def allowed_image_hosts(self) -> frozenset[str]:
+        """The hosts from which images may be fetched, in lower case, some with `:port`."""
+        return frozenset(host.strip().lower() for host in self.image_hosts.split(",") if host.strip())

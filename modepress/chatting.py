@@ -1,11 +1,14 @@
 """A chat request as it is sent, and the answer as far as this client reads it."""
 
+import base64
+import mimetypes
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from api_schemas.errors import ErrorResponse
+from api_schemas.errors import ErrorResponse, InvalidRequest
 from api_schemas.inference import ChatRequest, TokenUsage
 from modepress.api_error import ModepressApiError
 
@@ -50,6 +53,27 @@ def request(model_id: str, messages: Messages | str, sampling: Mapping[str, Any]
     """Build the body of a chat request; a string is one user message."""
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
     return ChatRequest.model_validate({"model": model_id, "messages": turns, **sampling})
+
+
+def image_part(path: Path) -> dict[str, Any]:
+    """Return a file as an image part of a message; the server looks at what it is.
+
+    Raises:
+        InvalidRequest: `image_unreadable`.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        message = f"image {str(path)!r} cannot be read: {error.strerror}; give a PNG, JPEG, WebP or GIF file"
+        raise InvalidRequest("image_unreadable", message, "image") from error
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    url = f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user_turn(text: str, pictures: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return a user's message: its images, then its text."""
+    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}] if pictures else text}
 
 
 def answer(model_id: str, completion: Completion) -> ChatAnswer:

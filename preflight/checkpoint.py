@@ -36,6 +36,7 @@ from preflight.tensor_check import (
     stored_head,
 )
 from preflight.tokenizer_files import SETTINGS, TokenizerFacts, read_tokenizer
+from preflight.vision import has_processor, has_vision, image_warnings, reads_images, text_config
 
 CONFIG = "config.json"
 MODEL_SETTINGS = (SETTINGS, "generation_config.json", "processor_config.json", "preprocessor_config.json")
@@ -151,7 +152,8 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         model_type=str(whole.get("model_type") or ""),
         architecture=architecture_of(whole),
         family=family.name if family else None,
-        modality="text" if checkpoint.placed is None else "image-text",
+        modality="image-text" if checkpoint.placed or has_vision(whole) else "text",
+        reads_images=reads_images(whole) and has_processor(checkpoint.side_files),
         parts=count_parts(checkpoint.placed, counted),
         parameters=sum(dtypes.values()),
         block_parameters=block_parameters(family, tensors),
@@ -160,14 +162,16 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         dtype=max(dtypes, key=lambda dtype: (dtypes[dtype], dtype), default=""),
         dtypes=dtypes,
         tied_head=bool(_setting(family, config, "tie_word_embeddings")) and (head is None or is_copy),
-        vocabulary=whole_number(config.get("vocab_size")) or 0,
+        vocabulary=whole_number(text_config(config).get("vocab_size")) or 0,
         context_length=whole_number(_setting(family, config, "max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,
         has_chat_template=checkpoint.tokenizer.has_chat_template,
         blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(checkpoint.placed),
-        warnings=checkpoint.warnings + find_warnings(config, tensors, checkpoint.tokenizer),
+        warnings=checkpoint.warnings
+        + find_warnings(config, tensors, checkpoint.tokenizer)
+        + image_warnings(whole, checkpoint.side_files),
     )
 
 
 def _setting(family: Family | None, config: Mapping[str, Any], name: str) -> Any:
-    return config.get(name) if family is None else family.setting(config, name)
+    return text_config(config).get(name) if family is None else family.setting(config, name)

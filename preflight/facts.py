@@ -20,6 +20,7 @@ from preflight.tensor_check import (
     unexpected_tensors,
 )
 from preflight.tokenizer_files import TokenizerFacts
+from preflight.vision import VISION_PART, text_config
 
 ANY_BLOCK = re.compile(r"(^|\.)(layers|h|blocks|block)\.\d+\.")
 
@@ -31,14 +32,15 @@ def whole_number(value: Any) -> int | None:
 
 def blocks_of(family: Family | None, config: Mapping[str, Any]) -> int:
     """The number of decoder blocks, 0 where it is not known."""
-    return family.block_count(config) if family else whole_number(config.get("num_hidden_layers")) or 0
+    return family.block_count(config) if family else whole_number(text_config(config).get("num_hidden_layers")) or 0
 
 
 def block_parameters(family: Family | None, tensors: Tensors) -> int:
     """The number of parameters inside decoder blocks; by their usual names where the family is not known."""
     if family is not None:
         return sum(entry.parameters for name, entry in tensors.items() if name.startswith(family.blocks + "."))
-    return sum(entry.parameters for name, entry in tensors.items() if ANY_BLOCK.search(name))
+    blocks = {name: entry for name, entry in tensors.items() if ANY_BLOCK.search(name)}
+    return sum(entry.parameters for name, entry in blocks.items() if not VISION_PART.search(name))
 
 
 def count_parts(placed: Placed | None, counted: Sequence[TensorEntry]) -> tuple[ModelPart, ...]:

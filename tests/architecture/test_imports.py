@@ -19,7 +19,7 @@ LEAN = (
     "workers.tasks",
     "workers.supervisor",
 )
-HEAVY = ("torch", "transformers", "numpy", "compression")
+HEAVY = ("torch", "transformers", "numpy", "compression", "PIL")
 
 
 def test_import_contracts() -> None:

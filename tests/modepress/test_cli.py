@@ -14,6 +14,7 @@ from modepress.exit_codes import ExitCode
 from tests.modepress.recipes import small_recipe
 from tests.modepress.running_stack import RunningStack, environment
 from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
+from tests.tiny_vision_models import make_tiny_vision_model, picture
 
 pytestmark = pytest.mark.servers
 
@@ -114,6 +115,23 @@ def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: s
     piped = shell.run("chat", job["compressed_model"], "--max-tokens", "5", stdin=said[0])
     assert piped.stdout == text
     assert shell.json("delete", job["compressed_model"])["deleted"] is True
+
+
+def test_chat_with_images(shell: Shell, client: Client, tmp_path: Path) -> None:
+    model = client.push(make_tiny_vision_model(tmp_path / "eyes")).id
+    for name, seed in (("one.png", 1), ("two.jpg", 2)):
+        picture(seed).save(tmp_path / name)
+    asked = ("chat", model, "What is this?", "--max-tokens", "8")
+    texts = [
+        shell.json(*asked, *(word for name in names for word in ("--image", name)))["text"]
+        for names in ((), ("one.png",), ("two.jpg",), ("one.png", "two.jpg"), ("two.jpg", "one.png"))
+    ]
+    assert len(set(texts)) == len(texts)
+    (tmp_path / "no.png").write_text("no picture")
+    for name, code in (("gone.png", "image_unreadable"), ("no.png", "image_format_not_supported")):
+        refused = shell.run(*asked, "--image", name, "--json")
+        assert refused.returncode == ExitCode.REFUSED
+        assert json.loads(refused.stderr)["error"]["code"] == code
 
 
 def test_a_search_is_planned_made_and_its_frontier_printed(shell: Shell, client: Client, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from workers.inference.answers import AnswerShape, Kind
 from workers.inference.disconnects import ClientGone, while_connected
 from workers.inference.engine import Engine, Prepare, Ticket
 from workers.inference.errors import install_error_handlers
+from workers.inference.images.reading import ImageFile, ImageReader, image_parts
 from workers.inference.loaded import loaded_models
 from workers.inference.metrics import Metrics
 from workers.inference.models import ModelCache
@@ -42,9 +43,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         line = WaitingLine(settings.inference_max_waiting)
         engine = Engine(Registry(database, settings.resolved_home), models, line, metrics)
         app.state.engine = engine
+        app.state.images = ImageReader(settings)
         metrics.models_loaded.set_function(lambda: sum(slot.loaded is not None for slot in models.slots))
         metrics.models_bytes.set_function(lambda: models.used_bytes)
         yield
+        app.state.images.close()
         await engine.close()
         database.dispose()
 
@@ -59,8 +62,12 @@ def _add_generation(app: FastAPI) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        refuse_images(body.messages)
-        return await _answer(request, body, "chat", lambda loaded: chat_task(loaded, body))
+        refuse_broken_text(body)
+        try:
+            images = await _images(request, body)
+        except ClientGone:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return await _answer(request, body, "chat", lambda loaded: chat_task(loaded, body, images))
 
     @app.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -84,6 +91,17 @@ def _add_observation(app: FastAPI, metrics: Metrics) -> None:
     async def prometheus() -> Response:
         """Return the metrics in Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:
+    """Read the files of the request's images, which no text model lets happen; decoding waits for the model's turn."""
+    parts = image_parts(body.messages)
+    if not parts:
+        return ()
+    source = await request.app.state.engine.find(body.model)
+    await asyncio.to_thread(refuse_images, source, [place for place, _ in parts])
+    reader: ImageReader = request.app.state.images
+    return await while_connected(request.receive, reader.read(parts))
 
 
 async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:

@@ -121,7 +121,7 @@ class Engine:
 
     async def _run(self, ticket: Ticket) -> None:
         try:
-            source = await self._find(ticket.model_id)
+            source = await self.find(ticket.model_id)
             last = await self._serve(ticket, source)
             if last is not None:  # only now: who reads the end of an answer finds its place and its model free
                 ticket.put(last)
@@ -134,8 +134,8 @@ class Engine:
         finally:
             self._tickets.discard(ticket)
 
-    async def _find(self, model_id: str) -> ModelSource:
-        """Look the model up, after unloading what was deleted since it was loaded."""
+    async def find(self, model_id: str) -> ModelSource:
+        """Look the model up, after unloading what was deleted since it was loaded. Raises as `Registry.find` does."""
         held = frozenset(slot.source.id for slot in self.models.slots)
         for gone in await asyncio.to_thread(self.registry.absent, held):
             self.models.forget(gone)

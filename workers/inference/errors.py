@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from api_schemas.errors import ErrorBody, ErrorResponse, ModepressError
+from api_schemas.errors import ErrorBody, ErrorResponse, ModepressError, place_of
 from workers.inference.queueing import QueueFull
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def _invalid(_request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    place = ".".join(str(part) for part in place_of(first, error.body, skip=1)) or None
     if first["type"] == "json_invalid":  # its place is an offset in the body, no field
         place = None
     code = "unknown_field" if first["type"] == "extra_forbidden" else "invalid_value"

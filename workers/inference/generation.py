@@ -1,6 +1,6 @@
 """The token loop: read the prompt, then one token at a time with a key-value cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,10 +23,13 @@ class _Decoder:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._cache = DynamicCache(config=loaded.model.config)
+        for module in loaded.model.modules():
+            if getattr(module, "rope_deltas", None) is not None:  # how far the last answer's images moved its positions
+                module.rope_deltas = None
 
-    def read(self, tokens: list[int]) -> torch.Tensor:
-        """Append tokens and return the logits [vocabulary] after the last of them."""
-        inputs: dict[str, Any] = {self._loaded.cache_argument: self._cache}
+    def read(self, tokens: list[int], pictures: Mapping[str, Any] | None = None) -> torch.Tensor:
+        """Append tokens, with the pictures among them, and return the logits [vocabulary] after the last of them."""
+        inputs: dict[str, Any] = {self._loaded.cache_argument: self._cache, **(pictures or {})}
         ids = torch.tensor([tokens], device=self._loaded.precision.device)
         output = self._loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1, **inputs)
         logits: torch.Tensor = output.logits[0, -1]
@@ -77,10 +80,11 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
     """
     decoder, writer = _Decoder(loaded), _Writer(loaded, task)
     sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
-    for start in range(0, len(task.prompt), PREFILL_CHUNK):
+    chunk = len(task.prompt) if task.pictures else PREFILL_CHUNK  # no cut may go through a picture
+    for start in range(0, len(task.prompt), chunk):
         if cancelled():
             return
-        logits = decoder.read(task.prompt[start : start + PREFILL_CHUNK])
+        logits = decoder.read(task.prompt[start : start + chunk], task.pictures)
     while True:
         if bool(torch.isnan(logits).any()):
             message = f"model '{loaded.source.id}' computes NaN; its weights are damaged, so register sound ones"

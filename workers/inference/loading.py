@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 import compression.runtime  # noqa: F401  (registers the layouts of compressed models with transformers)
 from api_schemas.errors import InvalidCheckpoint, Unavailable
 from compression.core.grid import PACKED, WORD_BITS
 from compression.core.pack_quantized import packed_bits
 from preflight.checkpoint import Checkpoint, open_checkpoint
+from preflight.vision import reads_images
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
+from workers.inference.processors import load_processor
 from workers.inference.registry import ModelSource
 from workers.inference.sampling import SamplingDefaults
 
@@ -32,12 +34,14 @@ class LoadPlan:
         precision: the number format it will have.
         bytes: what its tensors will occupy.
         packed: whether weights are stored as codes, which are unpacked while it is loaded.
+        sees: whether it is loaded with its vision tower.
     """
 
     source: ModelSource
     precision: Precision
     bytes: int
     packed: bool = False
+    sees: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class LoadedModel:
         eos_ids: tokens that end an answer.
         defaults: sampling values from the model's generation_config.json.
         cache_argument: the name under which the model's forward takes its key-value cache.
+        processor: makes inputs of text and images; None where the model reads text alone.
     """
 
     source: ModelSource
@@ -69,6 +74,7 @@ class LoadedModel:
     eos_ids: frozenset[int]
     defaults: SamplingDefaults
     cache_argument: str
+    processor: Any = None
 
 
 def plan_load(source: ModelSource) -> LoadPlan:
@@ -90,15 +96,15 @@ def plan_load(source: ModelSource) -> LoadPlan:
         else entry.bytes
         for name, entry in checkpoint.tensors.items()
     )
-    return LoadPlan(source, precision, size, packed=bits is not None)
+    return LoadPlan(source, precision, size, packed=bits is not None, sees=reads_images(checkpoint.config))
 
 
 def load(plan: LoadPlan) -> LoadedModel:
     """Load a model; safetensors only, no remote code, no network.
 
     Raises:
-        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing` or
-            `invalid_generation_config`.
+        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing`, `processor_load_failed`,
+            `processor_needs_torchvision` or `invalid_generation_config`.
         Unavailable: `out_of_memory`.
     """
     start = time.monotonic()
@@ -118,6 +124,7 @@ def load(plan: LoadPlan) -> LoadedModel:
         eos_ids=_eos_ids(model, tokenizer),
         defaults=_sampling_defaults(plan.source),
         cache_argument="cache" if "cache" in parameters else "past_key_values",
+        processor=load_processor(plan.source, tokenizer) if plan.sees else None,
     )
 
 
@@ -132,7 +139,8 @@ def measured_bytes(model: torch.nn.Module) -> int:
 
 def _load_weights(plan: LoadPlan) -> Any:
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        auto_class = AutoModelForImageTextToText if plan.sees else AutoModelForCausalLM
+        model, info = auto_class.from_pretrained(
             plan.source.folder,
             dtype=plan.precision.stored if plan.packed else plan.precision.dtype,
             trust_remote_code=False,

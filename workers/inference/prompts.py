@@ -1,35 +1,54 @@
 """From a request to the token ids a model reads, and the room that is left for the answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic_core import PydanticSerializationError
 
 from api_schemas.errors import InvalidRequest
-from api_schemas.inference import ChatRequest, CompletionRequest, ImagePart, Message, Sampling
+from api_schemas.inference import ChatRequest, CompletionRequest, Message, Sampling
+from preflight.checkpoint import CONFIG
+from preflight.strict_json import read_object
+from preflight.vision import has_vision, reads_images
+from workers.inference.images.reading import ImageFile
 from workers.inference.loading import LoadedModel
+from workers.inference.registry import ModelSource
 from workers.inference.sampling import choose_sampling
 from workers.inference.stops import stop_strings
 from workers.inference.tasks import GenerationTask
+from workers.inference.vision_prompts import (
+    content_parts,
+    refuse_marks,
+    refuse_unreadable,
+    vision_inputs,
+    vision_template,
+)
 
 CHAT_MAX_TOKENS = 1024  # when the request names no limit; less when the context ends before
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
 
 
-def chat_task(loaded: LoadedModel, request: ChatRequest) -> GenerationTask:
+def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageFile] = ()) -> GenerationTask:
     """Return what to generate for a chat request.
 
+    Args:
+        loaded: the model.
+        request: its messages have as many image parts as there are `images`.
+        images: the files of these parts, in order.
+
     Raises:
-        InvalidRequest: `chat_template_missing`, `chat_template_error`, `context_length_exceeded` or `invalid_stop`.
+        InvalidRequest: `chat_template_missing`, `chat_template_error`, `context_length_exceeded`, `invalid_stop`, or
+            what `vision_prompts` raises about images.
     """
-    text = render_chat(loaded.tokenizer, request.messages)
-    prompt = list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"])
+    refuse_unreadable(loaded, images)
+    prompt, pictures = _chat_inputs(loaded, request.messages, images)
     if not prompt:
         raise InvalidRequest("empty_prompt", "messages render to no tokens; give some content", "messages")
     limit, name = _requested_limit(request)
     room = answer_room(loaded, len(prompt), limit, (name, "messages"), CHAT_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
-    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), continues_prompt=False)
+    stops = stop_strings(request.stop)
+    return GenerationTask(prompt, room, sampling, stops, continues_prompt=False, pictures=pictures)
 
 
 def completion_task(loaded: LoadedModel, request: CompletionRequest) -> GenerationTask:
@@ -44,20 +63,21 @@ def completion_task(loaded: LoadedModel, request: CompletionRequest) -> Generati
     return GenerationTask(prompt, room, sampling, stop_strings(request.stop), continues_prompt=True)
 
 
-def refuse_images(messages: Sequence[Message]) -> None:
-    """Refuse image parts: every model served here reads text alone.
+def refuse_images(source: ModelSource, places: Sequence[str]) -> None:
+    """Refuse images for a model that reads text alone, before anything is fetched or loaded.
+
+    Args:
+        source: the model.
+        places: of the images in the request, at least one.
 
     Raises:
         InvalidRequest: `images_not_supported`, with the place of the first image.
     """
-    for index, message in enumerate(messages):
-        if isinstance(message.content, str):
-            continue
-        for position, part in enumerate(message.content):
-            if isinstance(part, ImagePart):
-                place = f"messages.{index}.content.{position}"
-                text = f"{place} is an image, and this model reads text only; send text or choose a vision model"
-                raise InvalidRequest("images_not_supported", text, place)
+    config = read_object(source.folder / CONFIG, "invalid_config")
+    if not reads_images(config):
+        reason = "" if not has_vision(config) else f" (model_type {config.get('model_type')!r} is served as text here)"
+        text = f"{places[0]} is an image, and this model reads text only{reason}; send text or choose a vision model"
+        raise InvalidRequest("images_not_supported", text, places[0])
 
 
 def refuse_broken_text(request: Sampling) -> None:
@@ -73,19 +93,25 @@ def refuse_broken_text(request: Sampling) -> None:
         raise InvalidRequest("invalid_unicode", text) from error
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message]) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> str:
     """Return the text of a conversation by the model's own chat template, ready for the assistant's turn.
+
+    Args:
+        tokenizer: renders, with its own template unless another is given.
+        messages: the conversation.
+        template: the processor's, where the model has one.
 
     Raises:
         InvalidRequest: `chat_template_missing`, or `chat_template_error` with what the template objects to.
     """
-    if tokenizer.chat_template is None:
+    if template is None and tokenizer.chat_template is None:
         text = "this model has no chat template, so it cannot chat; POST /v1/completions works with it"
         raise InvalidRequest("chat_template_missing", text, "model")
-    template = tokenizer.get_chat_template()
+    template = template or tokenizer.get_chat_template()
     turns = [_turn(message, template) for message in messages]
+    options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(turns, **options))
     except Exception as error:  # the template is a program that came with the model: it can raise anything
         text = f"the model's chat template refuses these messages: {error}; see which roles and order it takes"
         raise InvalidRequest("chat_template_error", text, "messages") from error
@@ -129,12 +155,26 @@ def _requested_limit(request: ChatRequest) -> tuple[int | None, str]:
     return request.max_completion_tokens, "max_completion_tokens"
 
 
-def _turn(message: Message, template: str) -> dict[str, str]:
+def _chat_inputs(
+    loaded: LoadedModel, messages: Sequence[Message], images: Sequence[ImageFile]
+) -> tuple[list[int], Mapping[str, Any]]:
+    if loaded.processor is None:
+        text = render_chat(loaded.tokenizer, messages)
+        return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
+    refuse_marks(loaded, messages)
+    return vision_inputs(loaded, render_chat(loaded.tokenizer, messages, vision_template(loaded)), images)
+
+
+def _turn(message: Message, template: str) -> dict[str, Any]:
     """Only roles a template mentions reach it as they are: `developer` is OpenAI's newer word for `system`."""
     role = "system" if message.role == "developer" and "developer" not in template else message.role
-    content = message.content
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content if part.type == "text")
+    content: str | list[dict[str, str]]
+    if "image" in template:  # one that places images goes through parts; others would print the list
+        content = content_parts(message)
+    elif isinstance(message.content, str):
+        content = message.content
+    else:
+        content = "\n".join(part.text for part in message.content if part.type == "text")
     return {"role": role, "content": content} | ({"name": message.name} if message.name else {})
 
 

@@ -1,7 +1,8 @@
 """What the token loop is asked for, and what it gives back."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from workers.inference.sampling import SamplingChoice
 
@@ -18,6 +19,7 @@ class GenerationTask:
         sampling: how to pick tokens.
         stops: strings before which the answer ends.
         continues_prompt: the answer carries on the prompt's text (completions), so its first space is kept.
+        pictures: what the model's forward takes beside the prompt, by argument; empty without images.
     """
 
     prompt: list[int]
@@ -25,6 +27,7 @@ class GenerationTask:
     sampling: SamplingChoice
     stops: tuple[str, ...]
     continues_prompt: bool
+    pictures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 from api_schemas.errors import InvalidRequest
 from api_schemas.inference import ChatRequest, CompletionRequest, Message
+from workers.inference.images.reading import image_parts
 from workers.inference.prompts import chat_task, completion_task, refuse_images, render_chat
 
 MESSAGES = TypeAdapter(list[Message])
@@ -62,16 +63,17 @@ def test_text_parts_are_joined_by_lines(tiny_loaded):
         "http://[::1]/x.png",
     ],
 )
-def test_an_image_is_refused_with_its_place_and_never_fetched(url):
+def test_an_image_is_refused_with_its_place_and_never_fetched(tiny_loaded, url):
     parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
-    error = refusal(refuse_images, messages(("system", "x"), ("user", parts)))
+    places = [place for place, _ in image_parts(messages(("system", "x"), ("user", parts)))]
+    error = refusal(refuse_images, tiny_loaded["llama"].source, places)
     assert (error.code, error.param, error.status) == ("images_not_supported", "messages.1.content.1", 400)
 
 
 def test_text_that_mentions_an_image_is_text(tiny_loaded):
     said = "What does data:image/png;base64,iVBORw0KGgo= mean?"
     turns = messages(("user", said), ("user", [{"type": "text", "text": said}]))
-    refuse_images(turns)
+    assert image_parts(turns) == []
     assert render_chat(tiny_loaded["llama"].tokenizer, turns).count(said) == 2
 
 

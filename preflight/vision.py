@@ -1,0 +1,75 @@
+"""Which checkpoints read images, and which of them the inference process can serve with their images.
+
+Known from config.json alone: transformers, which has the classes, is not here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Compared with transformers' own generate(), token by token, by tests/workers/inference/test_vision_models.py.
+TESTED = ("gemma3", "idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+# Decoders that read images as embeddings in their prompt: what the token loop asks of a model, but no test runs them.
+UNTESTED = (
+    "aya_vision",
+    "cohere2_vision",
+    "fast_vlm",
+    "glm4v",
+    "got_ocr2",
+    "idefics2",
+    "internvl",
+    "lfm2_vl",
+    "lighton_ocr",
+    "llava_next",
+    "llava_onevision",
+    "mistral3",
+    "ovis2",
+    "paligemma",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+)
+# These read images too, and the token loop does not fit them.
+NOT_SERVED = {
+    "blip": "an encoder and a decoder of its own",
+    "florence2": "an encoder and a decoder of its own",
+    "llama4": "attention in chunks that no test has seen",
+    "mllama": "images by cross-attention in each step",
+    "pix2struct": "an encoder and a decoder of its own",
+}
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+VISION_PART = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
+
+
+def has_vision(config: Mapping[str, Any]) -> bool:
+    """Whether a model has a part that sees."""
+    return isinstance(config.get("vision_config"), Mapping)
+
+
+def reads_images(config: Mapping[str, Any]) -> bool:
+    """Whether the inference process serves this checkpoint with its images (given a processor)."""
+    return has_vision(config) and config.get("model_type") in (*TESTED, *UNTESTED)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the language model: a part of their own in most vision-language configurations."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def has_processor(files: Sequence[str]) -> bool:
+    """Whether a folder with these files says how an image becomes numbers."""
+    return any(name in files for name in PROCESSOR_FILES)
+
+
+def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str, ...]:
+    """Say in plain words what will and what will not work with this checkpoint's images; nothing for text models."""
+    name = config.get("model_type")
+    if not has_vision(config):
+        return ()
+    if not reads_images(config):
+        reason = NOT_SERVED.get(str(name), "not among the types this server knows")
+        return (f"images are refused in chat: model_type {name!r} has {reason}",)
+    if not has_processor(files):
+        return (f"images are refused in chat: no {' or '.join(PROCESSOR_FILES)} in the folder; push them too",)
+    tested = "" if name in TESTED else f"; model_type {name!r} is served by transformers' classes and untested here"
+    return (f"it can be served: chat takes text and images{tested}",)

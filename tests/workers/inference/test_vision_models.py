@@ -1,0 +1,213 @@
+"""Vision-language models in the token loop, against transformers' own processor and generate()."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+from api_schemas.errors import InvalidCheckpoint, InvalidRequest
+from api_schemas.inference import ChatRequest
+from preflight.vision import TESTED
+from tests.tiny_vision_models import encoded, make_tiny_vision_model, picture
+from workers.inference import generation
+from workers.inference.generation import _Decoder, generate
+from workers.inference.images.reading import ImageFile
+from workers.inference.loading import load, plan_load
+from workers.inference.prompts import chat_task
+from workers.inference.registry import ModelSource
+
+NEEDS_NO_VIDEO = ("gemma3", "idefics3", "llava")  # transformers builds the whole processor without torchvision
+URL = {"url": "data:image/png;base64,"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of tiny vision models by type."""
+    root = tmp_path_factory.mktemp("vision")
+    return {name: make_tiny_vision_model(root / name, name) for name in TESTED}
+
+
+@pytest.fixture(scope="module")
+def vision(folders):
+    """The same models in memory."""
+    return {name: load(plan_load(ModelSource(name, folder, 1.0))) for name, folder in folders.items()}
+
+
+def files(*images, max_pixels=10**6):
+    return tuple(ImageFile(f"messages.0.content.{at}", encoded(one), max_pixels) for at, one in enumerate(images))
+
+
+def conversation(images, text="What is this?"):
+    """Turns for our API: all images, then a text, then an answer and a further question."""
+    parts = [{"type": "image_url", "image_url": URL}] * images + [{"type": "text", "text": text}]
+    turns = [{"role": "user", "content": parts}]
+    return [*turns, {"role": "assistant", "content": "A hill."}, {"role": "user", "content": "Sure?"}]
+
+
+def task_of(loaded, *images, max_tokens=12, turns=None, **values):
+    body = {"model": "m", "messages": turns or conversation(len(images)), "max_tokens": max_tokens, "temperature": 0}
+    return chat_task(loaded, ChatRequest.model_validate(body | values), files(*images))
+
+
+def answer(loaded, task):
+    return list(generate(loaded, task, lambda: False))
+
+
+def text_of(pieces):
+    return "".join(piece.text for piece in pieces)
+
+
+def generated(loaded, prompt, pictures, tokens):
+    """What transformers generates greedily."""
+    ids = torch.tensor([prompt])
+    output = loaded.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), **pictures, max_new_tokens=tokens, do_sample=False
+    )
+    new = output[0, len(prompt) :].tolist()
+    return loaded.tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd"), len(new)
+
+
+@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize("images", [1, 2])
+def test_greedy_is_what_transformers_generates(vision, name, images):
+    loaded = vision[name]
+    task = task_of(loaded, *(picture(seed, 48, 40 + 8 * seed) for seed in range(images)))
+    pieces = answer(loaded, task)
+    assert (text_of(pieces), pieces[-1].tokens) == generated(loaded, task.prompt, task.pictures, task.max_tokens)
+
+
+@pytest.mark.parametrize("name", NEEDS_NO_VIDEO)
+def test_prompt_and_pixels_are_those_of_transformers_own_template_and_processor(vision, folders, name):
+    images = [picture(0), picture(1, 64, 40)]
+    turns = [
+        {
+            "role": "user",
+            "content": [*({"type": "image", "image": one} for one in images), {"type": "text", "text": "?"}],
+        },
+    ]
+    stock = AutoProcessor.from_pretrained(folders[name], local_files_only=True, backend="pil").apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    task = task_of(vision[name], *images, turns=conversation(2, "?")[:1])
+    assert task.prompt == stock["input_ids"][0].tolist()
+    assert task.pictures.keys() == stock.keys() - {"input_ids", "attention_mask"}
+    for key, value in task.pictures.items():
+        torch.testing.assert_close(value, stock[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_the_answer_depends_on_the_image_and_on_the_order_of_images(vision, name):
+    loaded = vision[name]
+
+    def logits(*images):
+        task = task_of(loaded, *images)
+        with torch.inference_mode():
+            return _Decoder(loaded).read(task.prompt, task.pictures)
+
+    one, other = picture(1), picture(2)
+    assert (logits(one) - logits(other)).abs().max() > 1e-3
+    assert (logits(one, other) - logits(other, one)).abs().max() > 1e-3
+    torch.testing.assert_close(logits(one), logits(one), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_text_alone_works_and_does_not_remember_an_earlier_image(vision, name):
+    loaded = vision[name]
+    task = task_of(loaded, turns=conversation(0))
+    assert task.pictures == {}
+    before = text_of(answer(loaded, task))
+    assert before == generated(loaded, task.prompt, {}, task.max_tokens)[0]
+    answer(loaded, task_of(loaded, picture(1, 80, 40), picture(2)))
+    assert text_of(answer(loaded, task)) == before
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_the_tokens_of_images_count(vision, name):
+    loaded = vision[name]
+    without = task_of(loaded, turns=conversation(0))
+    one, two = task_of(loaded, picture(1)), task_of(loaded, picture(1), picture(1))
+    per_image = len(two.prompt) - len(one.prompt)
+    assert per_image == len(one.prompt) - len(without.prompt) > 1
+    many = [picture(1)] * (1024 // per_image + 1)
+    with pytest.raises(InvalidRequest) as caught:
+        task_of(loaded, *many)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_text_that_spells_the_image_token_is_refused(vision, name):
+    loaded = vision[name]
+    with pytest.raises(InvalidRequest) as caught:
+        task_of(loaded, picture(1), turns=conversation(1, f"what is {loaded.processor.image_token}?"))
+    assert (caught.value.code, caught.value.param) == ("image_token_in_text", "messages.0.content")
+
+
+def changed(folder, tmp_path, name, change):
+    """A copy of a folder, in memory, with one of its JSON files changed."""
+    copy = shutil.copytree(folder, tmp_path / "changed")
+    path = copy / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    return load(plan_load(ModelSource("changed", copy, 1.0)))
+
+
+def test_a_template_that_shows_no_images(folders, tmp_path):
+    copy = shutil.copytree(folders["llava"], tmp_path / "changed")
+    (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    loaded = load(plan_load(ModelSource("changed", copy, 1.0)))
+    text = loaded.tokenizer.decode(task_of(loaded, turns=conversation(0)).prompt)
+    assert text == "What is this?A hill.Sure?"
+    with pytest.raises(InvalidRequest) as caught:
+        task_of(loaded, picture(1))
+    assert caught.value.code == "chat_template_without_images"
+
+
+def test_no_processor_means_text_alone(folders, tmp_path):
+    copy = shutil.copytree(folders["llava"], tmp_path / "changed")
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (copy / name).unlink()
+    loaded = load(plan_load(ModelSource("changed", copy, 1.0)))
+    assert answer(loaded, task_of(loaded, turns=conversation(0)))
+    with pytest.raises(InvalidRequest) as caught:
+        task_of(loaded, picture(1))
+    assert (caught.value.code, caught.value.param) == ("processor_missing", "messages.0.content.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code"),
+    [
+        ("processor_config.json", {"processor_class": "NoSuchProcessor"}, "processor_load_failed"),
+        ("processor_config.json", {"processor_class": "LlamaForCausalLM"}, "processor_load_failed"),
+        ("preprocessor_config.json", {"image_processor_type": "Sam2ImageProcessor"}, "processor_needs_torchvision"),
+    ],
+)
+def test_processors_that_cannot_be_loaded(folders, tmp_path, name, change, code):
+    with pytest.raises(InvalidCheckpoint) as caught:
+        changed(folders["llava"], tmp_path, name, change)
+    assert caught.value.code == code
+
+
+def test_an_image_that_the_models_processor_refuses(folders, tmp_path):
+    loaded = changed(folders["llava"], tmp_path, "preprocessor_config.json", {"size": {"shortest_edge": 0}})
+    with pytest.raises(InvalidRequest) as caught:
+        task_of(loaded, picture(1))
+    assert (caught.value.code, caught.value.param) == ("image_not_processable", "messages.0.content.0")
+
+
+def test_a_damaged_image_is_named_by_its_place(vision):
+    sound, damaged = encoded(picture(1)), encoded(picture(2))[:-40]
+    images = (ImageFile("messages.0.content.0", sound, 10**6), ImageFile("messages.0.content.1", damaged, 10**6))
+    body = {"model": "m", "messages": conversation(2)}
+    with pytest.raises(InvalidRequest) as caught:
+        chat_task(vision["llava"], ChatRequest.model_validate(body), images)
+    assert (caught.value.code, caught.value.param) == ("image_damaged", "messages.0.content.1")
+
+
+def test_no_cut_goes_through_an_image(vision, monkeypatch):
+    for loaded in vision.values():
+        task = task_of(loaded, picture(1), picture(2))
+        whole = text_of(answer(loaded, task))
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "PREFILL_CHUNK", 3)
+            assert text_of(answer(loaded, task)) == whole

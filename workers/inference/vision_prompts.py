@@ -1,0 +1,102 @@
+"""From a conversation with images to what a vision-language model reads: by its own template and its own processor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from api_schemas.errors import InvalidRequest
+from api_schemas.inference import ImagePart, Message
+from workers.inference.images.reading import ImageFile
+from workers.inference.loading import LoadedModel
+
+
+def refuse_unreadable(loaded: LoadedModel, images: Sequence[ImageFile]) -> None:
+    """Refuse images for a model whose folder says how to load it, but not how an image becomes numbers.
+
+    Raises:
+        InvalidRequest: `processor_missing`.
+    """
+    if images and loaded.processor is None:
+        message = (
+            f"model '{loaded.source.id}' has no processor_config.json or preprocessor_config.json, so it cannot read "
+            "images; push its processor's files, or send text"
+        )
+        raise InvalidRequest("processor_missing", message, images[0].place)
+
+
+def vision_template(loaded: LoadedModel) -> str | None:
+    """Return the chat template that came with the processor, else the tokenizer's."""
+    template = loaded.processor.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    return template or (loaded.tokenizer.get_chat_template() if loaded.tokenizer.chat_template else None)
+
+
+def content_parts(message: Message) -> list[dict[str, str]]:
+    """Return a message's content as the list of parts that templates of vision-language models go through."""
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    return [
+        {"type": "image"} if isinstance(p, ImagePart) else {"type": "text", "text": p.text} for p in message.content
+    ]
+
+
+def refuse_marks(loaded: LoadedModel, messages: Sequence[Message]) -> None:
+    """Refuse text that spells the token which stands for an image: the model would look for one more.
+
+    Raises:
+        InvalidRequest: `image_token_in_text`.
+    """
+    mark = getattr(loaded.processor, "image_token", None)
+    for index, message in enumerate(messages):
+        content = message.content
+        texts = [content] if isinstance(content, str) else [p.text for p in content if not isinstance(p, ImagePart)]
+        if mark and any(mark in text for text in texts):
+            place = f"messages.{index}.content"
+            text = (
+                f"{place} has the text {mark!r}, which stands for an image in this model's prompts; write it otherwise"
+            )
+            raise InvalidRequest("image_token_in_text", text, place)
+
+
+def vision_inputs(loaded: LoadedModel, text: str, images: Sequence[ImageFile]) -> tuple[list[int], Mapping[str, Any]]:
+    """Return the prompt's tokens, a run of them for each image, and what the model's forward takes beside them.
+
+    Args:
+        loaded: a model with a processor.
+        text: the rendered conversation.
+        images: in the order of their marks in the text.
+
+    Raises:
+        InvalidRequest: what decoding raises; `chat_template_without_images`, `image_not_processable`.
+    """
+    _check_marks(loaded, text, len(images))
+    pictures = [image.decode() for image in images]
+    inputs = _process(loaded, text, pictures, images[0].place if images else "messages")
+    tokens = [int(token) for token in inputs.pop("input_ids")[0]]
+    inputs.pop("attention_mask", None)
+    if not images:
+        return tokens, {}
+    return tokens, dict(inputs.to(loaded.precision.device, dtype=loaded.model.dtype))
+
+
+def _check_marks(loaded: LoadedModel, text: str, images: int) -> None:
+    mark = getattr(loaded.processor, "image_token", None)
+    if mark and text.count(mark) != images:
+        message = (
+            f"the chat template of '{loaded.source.id}' makes {text.count(mark)} of the {images} images visible; put "
+            "images into user messages, or use a model whose template takes them"
+        )
+        raise InvalidRequest("chat_template_without_images", message, "messages")
+
+
+def _process(loaded: LoadedModel, text: str, pictures: list[Image.Image], place: str) -> Any:
+    """Run the processor as transformers' own chat templates do."""
+    bos = loaded.tokenizer.bos_token
+    options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+    try:
+        return loaded.processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt", **options)
+    except Exception as error:  # each family's processor has rules of its own, on sizes above all
+        message = f"{place}: the model's image processor refuses it: {type(error).__name__}: {error}; send another size"
+        raise InvalidRequest("image_not_processable", message, place) from error
