@@ -47,6 +47,25 @@ class Calibration(TextSource):
     """The text whose activations the statistics are taken from."""
 
     num_samples: Annotated[int, Field(ge=1, le=65536, description="windows wanted")] = 16
+    image_field: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            max_length=128,
+            description="the key that holds an image in JSONL rows: a path beside the file, or {'bytes': base64}; for "
+            "vision-language models, null calibrates on text alone",
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _images_stand_in_rows(self) -> Self:
+        if self.image_field is not None and self.source not in ("file", "upload"):
+            raise ValueError(
+                f"'image_field' belongs to source 'file' or 'upload', whose rows are read, not {self.source!r}"
+            )
+        if self.image_field is not None and self.image_field == self.text_field:
+            raise ValueError(f"'image_field' and 'text_field' are both {self.text_field!r}; name two keys")
+        return self
 
 
 class Evaluation(TextSource):

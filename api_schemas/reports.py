@@ -36,11 +36,19 @@ class TextUse(Frozen):
     """Which text was used, and how much of what was asked for."""
 
     source: str
-    sha256: Annotated[str, Field(description="of the token ids used, little-endian int64")]
+    sha256: Annotated[
+        str,
+        Field(description="of the token ids used, little-endian int64; with images, of that digest and their files'"),
+    ]
     requested: Annotated[int, Field(description="windows asked for")]
     used: Annotated[int, Field(description="windows used")]
     sequence_length: int
-    tokens_used: int
+    tokens_used: Annotated[int, Field(description="of text and of images")]
+    image_tokens: Annotated[int, Field(description="of these, those that stand for images")] = 0
+    images: Annotated[int, Field(description="whole in a window")] = 0
+    images_left_out: Annotated[
+        int, Field(description="did not fit into what was left of a window, which their text filled")
+    ] = 0
 
 
 class Divergence(Frozen):

@@ -13,6 +13,7 @@ from compression.core.allocation import allocate
 from compression.core.block_store import FolderBlockStore
 from compression.core.blockwise import OneStream, profile, share_of_windows
 from compression.core.budget import PriceList, spend
+from compression.core.picture_windows import seeing
 from compression.core.protocols import Walker
 from compression.core.sensitivity import Metrics, walk_backward
 from compression.core.statistics import BlockStatistics
@@ -60,7 +61,7 @@ def choose_method(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stag
 def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: FolderBlockStore) -> Walker:
     """The walk of the recipe's mode, with both hands at the embeddings."""
     step, share = narrowing(recipe), ready.share
-    hidden = ready.model.embed(ready.calibration.tokens[share.windows])
+    hidden = ready.calibration.embed(ready.model, share.windows)
     if step.mode == "reference":
         return OneStream(ready.model, method, method.size, hidden, share, propagation=step.propagation)
     metrics = _metrics_of(store) if step.minds_the_loss else lambda _: None
@@ -77,7 +78,7 @@ def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[
             taken = profile(
                 ready.model,
                 size,
-                ready.model.embed(ready.calibration.tokens[ready.share.windows]),
+                ready.calibration.embed(ready.model, ready.share.windows),
                 lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
                 ready.share,
             )
@@ -117,7 +118,7 @@ def measure_sensitivity(recipe: Recipe, ready: Prepared, store: FolderBlockStore
         stages.block(f"measured block {index + 1} of {total}", total - 1 - index, total)
 
     with stages.stage("calibrating", "measuring what the loss minds"):
-        walk_backward(ready.model, size, tokens[share.windows], visit, share)
+        walk_backward(seeing(ready.model, ready.calibration, share.windows), size, tokens[share.windows], visit, share)
 
 
 def price_lists(ready: Prepared, store: FolderBlockStore) -> list[PriceList]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,15 @@ from transformers import AutoTokenizer
 from api_schemas.errors import InsufficientStorage, InvalidRecipe
 from api_schemas.plans import Plan
 from api_schemas.recipe import Recipe
+from api_schemas.reports import TextUse
 from compression.core.blockwise import share_of_windows, windows_per_chunk
 from compression.core.parallel import Alone, Group, Share
+from compression.core.picture_encoder import PictureEncoder
+from compression.core.picture_rows import picture_rows
+from compression.core.picture_windows import load_pictures
 from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
-from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows
+from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows, text_path
 from preflight.checkpoint import Checkpoint, open_checkpoint
 from preflight.estimates import SEARCH_SHARE, search_windows
 from preflight.families import Family, resolve
@@ -70,12 +74,7 @@ def prepare(
     checkpoint = open_checkpoint(source).decoder
     plan = make_plan(checkpoint, recipe, model=model)
     refuse_blocked(plan)
-    free = shutil.disk_usage(target.parent).free
-    if free < plan.disk_bytes:
-        raise InsufficientStorage(
-            "disk_full",
-            f"{target.parent} has {free} bytes free, the job needs about {plan.disk_bytes}; free some and submit again",
-        )
+    _refuse_full_disk(target.parent, plan)
     family = resolve(checkpoint.config)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     write = writer(source, tokenizer, recipe.seed, composite=checkpoint.placed is not None)
@@ -93,19 +92,44 @@ def prepare(
         )
 
     beyond = search_windows(recipe)
-    calibration = windows(recipe.calibration, recipe.calibration.num_samples + beyond, "calibration")
+    if recipe.calibration.image_field is None or checkpoint.placed is None:
+        calibration = windows(recipe.calibration, recipe.calibration.num_samples + beyond, "calibration")
+    else:
+        path = text_path(recipe.calibration, files, roots, "calibration")
+        rows = picture_rows(path, recipe.calibration, tokenizer, roots)
+        encoder = PictureEncoder(source, checkpoint.placed.composite)
+        calibration = load_pictures(recipe.calibration, recipe.calibration.num_samples, rows, encoder)
+        del encoder  # the walk needs its memory
     evaluation = windows(recipe.evaluation, recipe.evaluation.num_windows, "evaluation")
     assert_disjoint(calibration, evaluation)
     search = None
     if beyond:
         calibration, search = hold_out(calibration, SEARCH_SHARE, recipe.calibration.num_samples)
-    warnings = list(plan.warnings)
-    for role, text in (("calibration", calibration.use), ("evaluation", evaluation.use)):
-        if text.used < text.requested:
-            warnings.append(f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more")
+    warnings = (*plan.warnings, *_shortfalls(calibration.use, evaluation.use))
     share = _share(group or Alone(), recipe, calibration.tokens)
     streamed = StreamedModel(source, family, checkpoint.tensors)
-    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, tuple(warnings), share, search)
+    return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, warnings, share, search)
+
+
+def _refuse_full_disk(folder: Path, plan: Plan) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < plan.disk_bytes:
+        raise InsufficientStorage(
+            "disk_full",
+            f"{folder} has {free} bytes free, the job needs about {plan.disk_bytes}; free some and submit again",
+        )
+
+
+def _shortfalls(calibration: TextUse, evaluation: TextUse) -> Iterator[str]:
+    """What was asked of the texts and could not be had, in words."""
+    if calibration.images_left_out:
+        yield (
+            f"calibration: {calibration.images} images were used; {calibration.images_left_out} did not fit into what "
+            "was left of a window and were left out"
+        )
+    for role, text in (("calibration", calibration), ("evaluation", evaluation)):
+        if text.used < text.requested:
+            yield f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more"
 
 
 def refuse_blocked(plan: Plan) -> None:

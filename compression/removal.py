@@ -55,7 +55,7 @@ def _least_influential(ready: Prepared, count: int, stages: Stages) -> list[int]
     profiled = profile(
         ready.model,
         size,
-        ready.model.embed(ready.calibration.tokens[ready.share.windows]),
+        ready.calibration.embed(ready.model, ready.share.windows),
         lambda index: stages.block(f"profiled block {index + 1} of {total}", index, total),
         ready.share,
     )

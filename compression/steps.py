@@ -66,7 +66,7 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
     if (step := recipe.quantization) is not None:
         last = FolderBlockStore(store.folder / "quantized", store.group)
         with stages.stage("quantizing", f"quantising the linears of {model.blocks} blocks by {step.method}"):
-            hidden = model.embed(ready.calibration.tokens[ready.share.windows])
+            hidden = ready.calibration.embed(model, ready.share.windows)
             stream = LinearStream(model, linear_method(step), hidden, ready.share)
             reports += _walk(model, stream, last, stages, total - 1, total)
         model = QuantizedModel(model, last, step.bits)

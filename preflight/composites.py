@@ -36,7 +36,7 @@ class Composite:
         projector: words in the names of what makes input embeddings of the tower's outputs.
         decoder: the decoder's `model_type` where `text_config` does not name it.
         decoders: families that its decoder may be of; each was compressed and reloaded in a test.
-        spellings: of the decoder's tensors.
+        spellings: of the decoder's tensors; the last is that of the class in memory.
         tied: whether the head is the embedding where the configuration is silent; the whole's word counts.
         tied_by_text: whether `text_config` may tie the head too.
     """
@@ -50,6 +50,11 @@ class Composite:
     spellings: tuple[Spelling, ...] = (OLD, NEW)
     tied: bool = False
     tied_by_text: bool = False
+
+    @property
+    def decoder_in_memory(self) -> str:
+        """The module of the whole class that holds the decoder's blocks."""
+        return self.spellings[-1][0][0].removesuffix(".")
 
     def part_of(self, name: str) -> str:
         """The part that a tensor outside the decoder belongs to."""

@@ -4,17 +4,23 @@ from collections.abc import Iterator
 
 from api_schemas.plans import Blocker, RuntimeSupport
 from api_schemas.recipe import Recipe
+from preflight.checkpoint import Checkpoint
 from preflight.composites import Placed
+from preflight.estimates import FLOAT32, INTERPRETER_BYTES
+from preflight.families import Family
 from preflight.runtimes import RELOAD, support
 
+IMAGES = "recipe.calibration.image_field"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 STAYS = "the vision tower and the projector stay as they are, byte for byte"
 
 
-def part_recipe_blockers(placed: Placed | None, recipe: Recipe) -> list[Blocker]:
+def part_recipe_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker]:
     """Why a recipe cannot be carried out on a decoder that stands among other parts, by name."""
+    placed, found = checkpoint.placed, _image_blockers(checkpoint, recipe)
     if placed is None:
-        return []
-    found, whole = [], placed.composite.model_type
+        return found
+    whole = placed.composite.model_type
     if recipe.layout == "nemotron":
         message = (
             f"layout 'nemotron' is NVIDIA's class for a text decoder alone, and this is a {whole}; use layout "
@@ -30,14 +36,49 @@ def part_recipe_blockers(placed: Placed | None, recipe: Recipe) -> list[Blocker]
     return found
 
 
-def part_warnings(placed: Placed | None) -> list[str]:
+def _image_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker]:
+    """Why the calibration's images could not be shown to this model."""
+    key, found = recipe.calibration.image_field, list[tuple[str, str, str]]()
+    if key is None:
+        return []
+    if checkpoint.placed is None:
+        found.append(("images_need_vision_model", "this model has no eyes; leave image_field out", IMAGES))
+    elif not set(PROCESSOR_FILES) & set(checkpoint.side_files):
+        found.append(("processor_missing", f"{' and '.join(PROCESSOR_FILES)} are both absent; push one", IMAGES))
+    if recipe.trials:
+        why = "a target for perplexity is judged on text held out of the calibration; name a sparsity instead"
+        found.append(("images_cannot_search", why, "recipe.steps.0.target.perplexity_increase"))
+    return [
+        Blocker(code=code, message=f"calibration.image_field {key!r}: {why}", param=param) for code, why, param in found
+    ]
+
+
+def part_warnings(placed: Placed | None, recipe: Recipe) -> list[str]:
     """What a user of a model with several parts should know before the job."""
     if placed is None:
         return []
+    if recipe.calibration.image_field is not None:
+        return ["judged_on_text: calibrated on images and text, but judged on text only"]
     return [
         "text_only_calibration: calibrated and judged on text only; what the decoder loses on image tokens is not "
         "measured"
     ]
+
+
+def seeing_bytes(checkpoint: Checkpoint, family: Family, recipe: Recipe) -> int:
+    """Resident bytes while images are encoded, without what one image needs on its way; 0 where none are.
+
+    All but the decoder's blocks, of which one is loaded, in float32.
+    """
+    placed = checkpoint.placed
+    if placed is None or recipe.calibration.image_field is None:
+        return 0
+    loaded = [
+        entry.parameters
+        for name, entry in checkpoint.decoder.tensors.items()
+        if not name.startswith(f"{family.blocks}.") or name.startswith(family.block_prefix(0))
+    ]
+    return INTERPRETER_BYTES + FLOAT32 * (sum(loaded) + sum(entry.parameters for entry in placed.others.values()))
 
 
 def part_runtimes(placed: Placed | None, layout: str) -> tuple[RuntimeSupport, ...]:

@@ -16,7 +16,7 @@ from preflight.estimates import Workload, disk_bytes, flops
 from preflight.exports import export_blockers, export_bytes
 from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
-from preflight.part_rules import part_recipe_blockers, part_runtimes, part_warnings
+from preflight.part_rules import part_recipe_blockers, part_runtimes, part_warnings, seeing_bytes
 from preflight.quantization import quantization_blockers, quantized_runtimes
 from preflight.removal import remaining_shapes, removal_blockers
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
@@ -57,7 +57,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     family = resolve(checkpoint.config)
     whole = written(checkpoint, family, recipe.layout)
     step, unmet = (None, []) if asked is None else settle(checkpoint, family, recipe, asked, whole)
-    blockers = [*facts.blockers, *unmet, *part_recipe_blockers(checkpoint.placed, recipe)]
+    blockers = [*facts.blockers, *unmet, *part_recipe_blockers(checkpoint, recipe)]
     shapes = _shapes(family, checkpoint.config, step, blockers)
     narrow = smallest_shapes(checkpoint, family, asked, whole) if asked and asked.trials else shapes
     blockers += quantization_blockers(family, checkpoint.config, recipe, narrow)
@@ -81,13 +81,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         **{**counts, "bytes_after": bytes_after},
         blocks=shapes,
         shapes_final=final,
-        peak_memory_bytes=max(one.peak_memory_bytes for one in steps),
+        peak_memory_bytes=max(seeing_bytes(checkpoint, family, recipe), *(one.peak_memory_bytes for one in steps)),
         disk_bytes=disk_bytes(work, bytes_after + exported) + min(2, times) * (bytes_after if len(steps) > 1 else 0),
         flops=operations,
         **_time(operations, flops_per_second),
         runtimes=_runtimes(checkpoint, family, recipe, narrow, shapes),
         notes=_notes(family, checkpoint.config, step) + settled_by(asked, step) + row_notes(recipe, size, shapes),
-        warnings=(*facts.warnings, *part_warnings(checkpoint.placed), *row_warnings(recipe, size, shapes, final=final)),
+        warnings=(*_warnings(checkpoint, facts, recipe), *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
     )
 
@@ -144,6 +144,10 @@ def _runtimes(
         family, config, recipe.layout, narrow, recipe.exports
     )
     return quantized_runtimes(family, config, recipe, shapes, plain)
+
+
+def _warnings(checkpoint: Checkpoint, facts: CheckpointFacts, recipe: Recipe) -> tuple[str, ...]:
+    return (*facts.warnings, *part_warnings(checkpoint.placed, recipe))
 
 
 def _time(operations: float, flops_per_second: float | None) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from tests.tiny_models import PECULIARITIES, make_tiny_tokenizer
 
@@ -19,12 +21,30 @@ TOWER = {
     "patch_size": PATCH,
 }
 CLIP = {**TOWER, "model_type": "clip_vision_model", "projection_dim": 16}
-# What makes a composite itself; image tokens are the last of the vocabulary.
-KINDS: dict[str, dict[str, Any]] = {
-    "llava": {"vision_config": CLIP, "image_token_index": 384},
-    "idefics3": {"vision_config": TOWER, "image_token_id": 384, "scale_factor": 1},
-    "smolvlm": {"vision_config": TOWER, "image_token_id": 384, "scale_factor": 1},
+IMAGE_TOKEN = 384  # after the 384 of the tokenizer
+KINDS: dict[str, dict[str, Any]] = {  # what makes a composite itself
+    "llava": {"vision_config": CLIP, "image_token_index": IMAGE_TOKEN},
+    "idefics3": {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
+    "smolvlm": {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
 }
+
+
+def _processor(kind: str, tokenizer: Any) -> Any:
+    """The stock processor of a kind; None where it needs packages that this project does without."""
+    if kind == "llava":
+        pictures = CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size={"height": IMAGE, "width": IMAGE})
+        return LlavaProcessor(
+            pictures,
+            tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+    if kind == "idefics3":
+        edge = {"longest_edge": IMAGE}
+        pictures = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
+        return Idefics3Processor(pictures, tokenizer, image_seq_len=4)
+    return None
 
 
 def make_tiny_composite(
@@ -61,7 +81,7 @@ def make_tiny_composite(
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tiny_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.save_pretrained(folder)
+    (_processor(kind, tokenizer) or tokenizer).save_pretrained(folder)
     text = {
         "model_type": decoder,
         "vocab_size": 392,

@@ -67,6 +67,16 @@ def jsonl_rows(path: Path, field: str, tokenizer: Any, param: str) -> Iterator[s
     Raises:
         InvalidCalibration: `bad_row` with the line's number, `not_text`, or `no_chat_template`.
     """
+    for where, row in jsonl_values(path, param):
+        yield row_text(row, field, tokenizer, where, param)
+
+
+def jsonl_values(path: Path, param: str) -> Iterator[tuple[str, Any]]:
+    """Yield each line's value with words that say where it stands; blank lines count for nothing.
+
+    Raises:
+        InvalidCalibration: `bad_row` with the line's number, or `not_text`.
+    """
     with path.open("rb") as file:
         for number in range(1, 2**63):
             line = file.readline(MAX_ROW_BYTES + 1)
@@ -77,7 +87,7 @@ def jsonl_rows(path: Path, field: str, tokenizer: Any, param: str) -> Iterator[s
                 raise InvalidCalibration("bad_row", f"{where} is longer than {MAX_ROW_BYTES} bytes; split it", param)
             text = decode(line, where, param)
             if text.strip():
-                yield _row_text(_parse_row(text, where, param), field, tokenizer, where, param)
+                yield where, _parse_row(text, where, param)
 
 
 def _parse_row(line: str, where: str, param: str) -> Any:
@@ -87,7 +97,7 @@ def _parse_row(line: str, where: str, param: str) -> Any:
         raise InvalidCalibration("bad_row", f"{where} is not JSON ({error}); one object per line", param) from error
 
 
-def _row_text(row: Any, field: str, tokenizer: Any, where: str, param: str) -> str:
+def row_text(row: Any, field: str, tokenizer: Any, where: str, param: str) -> str:
     """The text of a row: its text field, or its `messages` as the chat template writes them."""
     if isinstance(row, Mapping) and isinstance(row.get(field), str):
         return decode(row[field].encode("utf-8", "surrogatepass"), where, param)
@@ -145,7 +155,7 @@ def hub_rows(source: TextSource, tokenizer: Any, offline: bool, param: str) -> I
             raise _no_hub(name, f"row {number}: {type(error).__name__}: {error}", param) from error
         if row is None:
             return
-        yield _row_text(row, source.text_field, tokenizer, f"{param}: row {number}", param)
+        yield row_text(row, source.text_field, tokenizer, f"{param}: row {number}", param)
 
 
 def _no_hub(name: str, why: str, param: str) -> InvalidCalibration:

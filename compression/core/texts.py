@@ -17,6 +17,7 @@ import torch
 from api_schemas.calibration import TextSource
 from api_schemas.errors import InvalidCalibration
 from api_schemas.reports import TextUse
+from compression.core.protocols import Streamed
 from compression.core.text_rows import Role, builtin_text, hub_rows, is_jsonl, jsonl_rows, text_sha256, whole_text
 from preflight.text_paths import resolve_text_path
 
@@ -24,19 +25,36 @@ PIECE = 64  # tokens; two texts that share so long a run share a passage, not a 
 MAX_SHARED = 0.1
 
 
+IMAGE = -100  # stands in `tokens` where a part of an image stands in the window; as a target, the loss ignores it
+
+
 @dataclass(frozen=True)
 class Windows:
-    """Tokens of a text.
+    """Tokens of a text, and images among them.
 
     Attributes:
-        tokens: `[num_windows, sequence_length]`, int64.
+        tokens: `[num_windows, sequence_length]`, int64; `IMAGE` where an image stands.
         use: which text, how much was asked for and how much there was.
         text_hash: SHA-256 of the text that was read.
+        pictures: `[image tokens, hidden]` float32, what block 0 is told at these places, in their order; None without.
     """
 
     tokens: torch.Tensor
     use: TextUse
     text_hash: str
+    pictures: torch.Tensor | None = None
+
+    def embed(self, model: Streamed, part: slice = slice(None)) -> torch.Tensor:
+        """Hidden states `[windows, tokens, hidden]` at block 0 of the windows of `part`, in float32."""
+        tokens = self.tokens[part]
+        if self.pictures is None:
+            return model.embed(tokens)
+        marked = self.tokens == IMAGE
+        place = torch.zeros_like(self.tokens)
+        place[marked] = torch.arange(int(marked.sum()))
+        hidden = model.embed(tokens.clamp_min(0))
+        hidden[marked[part]] = self.pictures[place[part][marked[part]]]
+        return hidden
 
 
 def load_windows(
@@ -75,13 +93,13 @@ def load_windows(
     elif source.source == "builtin":
         ids, text_hash = _whole(builtin_text(role), tokenizer)
     else:
-        path = _text_path(source, files, roots, role)
+        path = text_path(source, files, roots, role)
         if is_jsonl(path):
             ids, text_hash = _pack(jsonl_rows(path, source.text_field, tokenizer, role), tokenizer, wanted * length)
         else:
             ids, text_hash = _whole(whole_text(path, role), tokenizer)
     tokens = _cut(ids, wanted, length, role)
-    return Windows(tokens=tokens, use=_use(source, tokens, wanted, role), text_hash=text_hash)
+    return Windows(tokens=tokens, use=text_use(source, tokens, wanted, role), text_hash=text_hash)
 
 
 def hold_out(windows: Windows, share: int, wanted: int) -> tuple[Windows, Windows]:
@@ -136,7 +154,12 @@ def assert_disjoint(calibration: Windows, evaluation: Windows) -> None:
         )
 
 
-def _text_path(source: TextSource, files: Mapping[str, Path], roots: Sequence[Path] | None, role: Role) -> Path:
+def text_path(source: TextSource, files: Mapping[str, Path], roots: Sequence[Path] | None, role: Role) -> Path:
+    """Where the text of source `file` or `upload` lies.
+
+    Raises:
+        InvalidCalibration: `file_not_found`, and the codes of `resolve_text_path`.
+    """
     if source.source == "file":
         return resolve_text_path(source.path or "", roots, f"{role}.path")
     path = files.get(source.file_id or "")
@@ -192,7 +215,8 @@ def _cut(ids: list[int], wanted: int, length: int, role: Role) -> torch.Tensor:
     return torch.tensor(ids[: used * length], dtype=torch.int64).reshape(used, length)
 
 
-def _use(source: TextSource, tokens: torch.Tensor, wanted: int, role: Role) -> TextUse:
+def text_use(source: TextSource, tokens: torch.Tensor, wanted: int, role: Role) -> TextUse:
+    """What the report says of a text that was cut into these windows."""
     names = {
         "file": f"file:{Path(source.path or '').name}",
         "upload": f"upload:{source.file_id}",

@@ -61,6 +61,7 @@ def compress(
     export: given.Exports = None,
     calibration: given.CalibrationText = None,
     evaluation: given.EvaluationText = None,
+    image_field: given.ImageField = None,
     num_samples: given.Samples = None,
     num_windows: given.Windows = None,
     sequence_length: given.SequenceLength = None,
@@ -82,7 +83,7 @@ def compress(
             client,
             file=recipe,
             step={**goal, "layout": layout, "allocation": allocation},
-            calibration={"text": calibration, "num_samples": num_samples, **length},
+            calibration={"text": calibration, "image_field": image_field, "num_samples": num_samples, **length},
             evaluation={"text": evaluation, "num_windows": num_windows, **length},
             top={
                 "seed": seed,

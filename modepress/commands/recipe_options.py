@@ -35,6 +35,9 @@ Allocation = Annotated[str | None, typer.Option(help="uniform or block_influence
 TEXT = "builtin, self, hub:NAME, file:SERVER_PATH, upload:FILE_ID, or a local .txt/.jsonl, which is uploaded."
 CalibrationText = Annotated[str | None, typer.Option("--calibration", help=f"Text for statistics: {TEXT}")]
 EvaluationText = Annotated[str | None, typer.Option("--evaluation", help="Text to judge on, in the same words.")]
+ImageField = Annotated[
+    str | None, typer.Option(help="For vision-language models: the key that holds an image in JSONL rows.")
+]
 Samples = Annotated[int | None, typer.Option("--num-samples", help="Calibration windows.")]
 Windows = Annotated[int | None, typer.Option("--num-windows", help="Evaluation windows.")]
 SequenceLength = Annotated[int | None, typer.Option(help="Tokens per window, for both texts.")]
@@ -133,7 +136,7 @@ def _given(options: dict[str, Any], *, without: str = "") -> dict[str, Any]:
 
 def _kept(earlier: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """A new source drops the old source's fields."""
-    dropped = {"path", "file_id", "dataset"} if "source" in options else set()
+    dropped = {"path", "file_id", "dataset", "image_field"} if "source" in options else set()
     return {name: value for name, value in earlier.items() if name not in dropped}
 
 

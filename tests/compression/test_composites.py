@@ -21,6 +21,7 @@ from preflight.checkpoint import describe, open_checkpoint
 from preflight.families import resolve
 from preflight.shapes import dense_shape
 from tests.compression.walks import expected_logits, random_tokens, step, walk
+from tests.picture_rows import mixed_rows, write_rows
 from tests.tiny_composites import IMAGE, make_tiny_composite, respell
 from tests.tiny_models import make_tiny_model
 
@@ -226,3 +227,24 @@ def test_blocks_go_whole_from_a_decoder_too(tmp_path: Path) -> None:
     assert written.config["text_config"]["num_hidden_layers"] == 2
     assert any(name.startswith("model.language_model.layers.1.") for name in written.tensors)
     assert not any(name.startswith("model.language_model.layers.2.") for name in written.tensors)
+
+
+def test_a_job_calibrated_on_images_says_what_it_saw(tmp_path: Path) -> None:
+    """All walks see them: prices, both streams, and the quantisation after."""
+    folder = make_tiny_composite(tmp_path / "m", "idefics3", intermediate=96)
+    rows = write_rows(tmp_path / "rows.jsonl", mixed_rows(40))
+    text = {"source": "file", "path": str(rows), "num_samples": 8, "sequence_length": 64}
+    steps = [
+        {"method": "modegpt", "sparsity": 0.3, "round_to": 32, "layout": "full", "modules": ["mlp"]},
+        {"method": "gptq", "bits": 8, "group_size": 32},
+    ]
+    seen = run(job(steps=steps, calibration={**text, "image_field": "image"}), folder, tmp_path / "seen")
+    unseen = run(job(steps=steps, calibration=text), folder, tmp_path / "unseen")
+    use = seen.calibration
+    assert use.images > 3
+    assert use.image_tokens == 4 * use.images
+    assert use.tokens_used == 8 * 64
+    assert (unseen.calibration.images, unseen.calibration.image_tokens) == (0, 0)
+    assert any(one.startswith("judged_on_text:") for one in seen.warnings)
+    blocks = [(report.blocks[-1].relative_output_error, report.blocks[0].block_influence) for report in (seen, unseen)]
+    assert blocks[0] != blocks[1]

@@ -182,3 +182,30 @@ def test_what_a_composite_rules_out_is_named(tmp_path: Path) -> None:
     codes = {one.code: one.param for one in make_plan(checkpoint, Recipe.model_validate(asked), model="m").blockers}
     assert codes["nemotron_family"] == "recipe.steps.0.layout"
     assert codes["export_of_part"] == "recipe.exports.0"
+
+
+IMAGES = {"calibration": {"source": "file", "path": "rows.jsonl", "image_field": "image"}}
+
+
+def codes(folder: Path, asked: Recipe) -> dict[str, str | None]:
+    plan = make_plan(open_checkpoint(folder), asked, model="m")
+    return {blocker.code: blocker.param for blocker in plan.blockers}
+
+
+def test_images_are_shown_to_models_that_see(tmp_path: Path) -> None:
+    asked = Recipe.model_validate(recipe().model_dump() | IMAGES)
+    where = "recipe.calibration.image_field"
+    assert codes(make_tiny_model(tmp_path / "text"), asked) == {"images_need_vision_model": where}
+    folder = make_tiny_composite(tmp_path / "m")
+    assert codes(folder, asked) == {}
+    plan = make_plan(open_checkpoint(folder), asked, model="m")
+    assert [one.partition(":")[0] for one in plan.warnings] == ["judged_on_text"]
+    (folder / "processor_config.json").unlink()
+    assert codes(folder, asked) == {"processor_missing": where}
+
+
+def test_a_search_has_no_images(tmp_path: Path) -> None:
+    step = {"method": "modegpt", "target": {"perplexity_increase": 0.1}}
+    asked = Recipe.model_validate({"steps": [step], **IMAGES})
+    where = "recipe.steps.0.target.perplexity_increase"
+    assert codes(make_tiny_composite(tmp_path), asked) == {"images_cannot_search": where}
