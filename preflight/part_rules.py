@@ -9,9 +9,10 @@ from preflight.composites import Placed
 from preflight.estimates import FLOAT32, INTERPRETER_BYTES
 from preflight.families import Family
 from preflight.runtimes import RELOAD, support
+from preflight.vision import PROCESSOR_FILES, has_processor
 
 IMAGES = "recipe.calibration.image_field"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+SERVED = "tests/workers/inference/test_narrowed_vision.py; images: tests/workers/inference/test_vision_models.py"
 STAYS = "the vision tower and the projector stay as they are, byte for byte"
 
 
@@ -43,7 +44,7 @@ def _image_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker]:
         return []
     if checkpoint.placed is None:
         found.append(("images_need_vision_model", "this model has no eyes; leave image_field out", IMAGES))
-    elif not set(PROCESSOR_FILES) & set(checkpoint.side_files):
+    elif not has_processor(checkpoint.side_files):
         found.append(("processor_missing", f"{' and '.join(PROCESSOR_FILES)} are both absent; push one", IMAGES))
     if recipe.trials:
         why = "a target for perplexity is judged on text held out of the calibration; name a sparsity instead"
@@ -87,6 +88,7 @@ def part_runtimes(placed: Placed | None, layout: str) -> tuple[RuntimeSupport, .
 
 
 def _rows(placed: Placed, layout: str) -> Iterator[RuntimeSupport]:
+    yield support("modepress", "verified", "the service loads it by its id", "modepress chat MODEL", SERVED)
     stock = f"{placed.composite.architecture}, no remote code; {STAYS}"
     if layout == "full":
         refused = "no stock class has widths per block and rotary pairs per head"
