@@ -8,33 +8,45 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Compared with transformers' own generate(), token by token, by tests/workers/inference/test_vision_models.py.
-TESTED = ("gemma3", "idefics3", "llava", "qwen2_5_vl", "qwen2_vl", "smolvlm")
+TESTED = (
+    "gemma3",
+    "idefics3",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "paligemma",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
 # Decoders that read images as embeddings in their prompt: what the token loop asks of a model, but no test runs them.
 UNTESTED = (
     "aya_vision",
-    "cohere2_vision",
-    "fast_vlm",
     "glm4v",
     "got_ocr2",
+    "granite4_vision",
     "idefics2",
-    "internvl",
-    "lfm2_vl",
     "lighton_ocr",
-    "llava_next",
-    "llava_onevision",
-    "mistral3",
     "ovis2",
-    "paligemma",
-    "qwen3_vl",
+    "paddleocr_vl",
     "qwen3_vl_moe",
+    "vipllava",
 )
-# These read images too, and the token loop does not fit them.
+_SEQUENCES = "an encoder beside its decoder"
+_TORCHVISION = "an image processor that exists for torchvision alone"
+# These read images too, and cannot be served with them: the model type has …
 NOT_SERVED = {
-    "blip": "an encoder and a decoder of its own",
-    "florence2": "an encoder and a decoder of its own",
-    "llama4": "attention in chunks that no test has seen",
+    "blip": _SEQUENCES,
+    "cohere2_vision": _TORCHVISION,
+    "florence2": _SEQUENCES,
+    "lfm2_vl": _TORCHVISION,
+    "llama4": _TORCHVISION,
+    "mistral3": _TORCHVISION,
     "mllama": "images by cross-attention in each step",
-    "pix2struct": "an encoder and a decoder of its own",
+    "perception_lm": _TORCHVISION,
+    "pix2struct": _SEQUENCES,
 }
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VISION_PART = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
@@ -67,8 +79,8 @@ def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str
     if not has_vision(config):
         return ()
     if not reads_images(config):
-        reason = NOT_SERVED.get(str(name), "not among the types this server knows")
-        return (f"images are refused in chat: model_type {name!r} has {reason}",)
+        reason = f"has {NOT_SERVED[str(name)]}" if name in NOT_SERVED else "is not among the types that chat knows"
+        return (f"images are refused in chat: model_type {name!r} {reason}",)
     if not has_processor(files):
         return (f"images are refused in chat: no {' or '.join(PROCESSOR_FILES)} in the folder; push them too",)
     tested = "" if name in TESTED else f"; model_type {name!r} is served by transformers' classes and untested here"

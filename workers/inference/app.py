@@ -62,7 +62,7 @@ def _add_generation(app: FastAPI) -> None:
     @app.post("/v1/chat/completions", response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        refuse_broken_text(body)
+        _refuse_early(body)
         try:
             images = await _images(request, body)
         except ClientGone:
@@ -72,6 +72,7 @@ def _add_generation(app: FastAPI) -> None:
     @app.post("/v1/completions", response_model=None)
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
+        _refuse_early(body)
         return await _answer(request, body, "completion", lambda loaded: completion_task(loaded, body))
 
 
@@ -93,6 +94,12 @@ def _add_observation(app: FastAPI, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+def _refuse_early(body: Sampling) -> None:
+    """Refuse what needs no model before the line."""
+    refuse_broken_text(body)
+    stop_strings(body.stop)
+
+
 async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:
     """Read the files of the request's images, which no text model lets happen; decoding waits for the model's turn."""
     parts = image_parts(body.messages)
@@ -105,8 +112,6 @@ async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:
 
 
 async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:
-    refuse_broken_text(body)  # what needs no model is refused before the line
-    stop_strings(body.stop)
     engine: Engine = request.app.state.engine
     ticket = engine.submit(body.model, prepare)
     shape = AnswerShape(kind, body.model)

@@ -7,8 +7,9 @@ behind `submit`, not the tickets.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -159,7 +160,8 @@ class Engine:
 
     async def _generate(self, ticket: Ticket, loaded: LoadedModel, meter: RequestMeter) -> Piece | None:
         """Hand out all pieces but the last, which is returned; None when the request was given up."""
-        task = await asyncio.to_thread(ticket.prepare, loaded)
+        with _memory_named(loaded):
+            task = await asyncio.to_thread(ticket.prepare, loaded)
         ticket.begin_generating()
         ticket.put(Started(len(task.prompt)))
         meter.prompt(len(task.prompt))
@@ -176,11 +178,17 @@ class Engine:
                 loop.call_soon_threadsafe(deliver, piece)
             return None if piece is None or piece.finish_reason is None else piece
 
-        try:
+        with _memory_named(loaded):
             return await loop.run_in_executor(self._threads, work)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            message = f"no memory left to answer with '{loaded.source.id}'; shorten the prompt or try again later"
-            raise Unavailable("out_of_memory", message) from error
+
+
+@contextmanager
+def _memory_named(loaded: LoadedModel) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = f"no memory left to answer with '{loaded.source.id}'; shorten the prompt or try again later"
+        raise Unavailable("out_of_memory", message) from error
 
 
 def _shutting_down() -> Unavailable:

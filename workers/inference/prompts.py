@@ -18,6 +18,7 @@ from workers.inference.stops import stop_strings
 from workers.inference.tasks import GenerationTask
 from workers.inference.vision_prompts import (
     content_parts,
+    places_images,
     refuse_marks,
     refuse_unreadable,
     vision_inputs,
@@ -93,13 +94,16 @@ def refuse_broken_text(request: Sampling) -> None:
         raise InvalidRequest("invalid_unicode", text) from error
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message], template: str | None = None) -> str:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Message], template: str | None = None, *, in_parts: bool = False
+) -> str:
     """Return the text of a conversation by the model's own chat template, ready for the assistant's turn.
 
     Args:
         tokenizer: renders, with its own template unless another is given.
         messages: the conversation.
         template: the processor's, where the model has one.
+        in_parts: content goes to the template as a list of parts, not as text.
 
     Raises:
         InvalidRequest: `chat_template_missing`, or `chat_template_error` with what the template objects to.
@@ -108,7 +112,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], template: str | Non
         text = "this model has no chat template, so it cannot chat; POST /v1/completions works with it"
         raise InvalidRequest("chat_template_missing", text, "model")
     template = template or tokenizer.get_chat_template()
-    turns = [_turn(message, template) for message in messages]
+    turns = [_turn(message, template, in_parts) for message in messages]
     options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
     try:
         return str(tokenizer.apply_chat_template(turns, **options))
@@ -158,18 +162,19 @@ def _requested_limit(request: ChatRequest) -> tuple[int | None, str]:
 def _chat_inputs(
     loaded: LoadedModel, messages: Sequence[Message], images: Sequence[ImageFile]
 ) -> tuple[list[int], Mapping[str, Any]]:
+    template = vision_template(loaded)
+    text = render_chat(loaded.tokenizer, messages, template, in_parts=template is not None and places_images(template))
     if loaded.processor is None:
-        text = render_chat(loaded.tokenizer, messages)
         return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
     refuse_marks(loaded, messages)
-    return vision_inputs(loaded, render_chat(loaded.tokenizer, messages, vision_template(loaded)), images)
+    return vision_inputs(loaded, text, images)
 
 
-def _turn(message: Message, template: str) -> dict[str, Any]:
+def _turn(message: Message, template: str, in_parts: bool) -> dict[str, Any]:
     """Only roles a template mentions reach it as they are: `developer` is OpenAI's newer word for `system`."""
     role = "system" if message.role == "developer" and "developer" not in template else message.role
     content: str | list[dict[str, str]]
-    if "image" in template:  # one that places images goes through parts; others would print the list
+    if in_parts:
         content = content_parts(message)
     elif isinstance(message.content, str):
         content = message.content

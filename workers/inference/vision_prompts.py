@@ -10,6 +10,8 @@ from api_schemas.inference import ImagePart, Message
 from workers.inference.images.reading import ImageFile
 from workers.inference.loading import LoadedModel
 
+NOT_TAKEN = ("input_ids", "attention_mask", "labels")  # a prompt of its own argument, unpadded, and not for training
+
 
 def refuse_unreadable(loaded: LoadedModel, images: Sequence[ImageFile]) -> None:
     """Refuse images for a model whose folder says how to load it, but not how an image becomes numbers.
@@ -26,11 +28,21 @@ def refuse_unreadable(loaded: LoadedModel, images: Sequence[ImageFile]) -> None:
 
 
 def vision_template(loaded: LoadedModel) -> str | None:
-    """Return the chat template that came with the processor, else the tokenizer's."""
-    template = loaded.processor.chat_template
+    """Return the chat template of a model with a vision tower: its processor's, else its tokenizer's.
+
+    None for a text model, and where there is no template.
+    """
+    if getattr(loaded.model.config, "vision_config", None) is None:
+        return None
+    template = getattr(loaded.processor, "chat_template", None)
     if isinstance(template, dict):  # several, by name
         template = template.get("default")
     return template or (loaded.tokenizer.get_chat_template() if loaded.tokenizer.chat_template else None)
+
+
+def places_images(template: str) -> bool:
+    """Whether a template goes through parts of content: then text alone would be lost, else a list be printed."""
+    return "image" in template
 
 
 def content_parts(message: Message) -> list[dict[str, str]]:
@@ -72,13 +84,14 @@ def vision_inputs(loaded: LoadedModel, text: str, images: Sequence[ImageFile]) -
         InvalidRequest: what decoding raises; `chat_template_without_images`, `image_not_processable`.
     """
     _check_marks(loaded, text, len(images))
-    pictures = [image.decode() for image in images]
-    inputs = _process(loaded, text, pictures, images[0].place if images else "messages")
-    tokens = [int(token) for token in inputs.pop("input_ids")[0]]
-    inputs.pop("attention_mask", None)
+    bos = loaded.tokenizer.bos_token  # added unless the template has written it, as transformers' own templates do
+    options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
     if not images:
-        return tokens, {}
-    return tokens, dict(inputs.to(loaded.precision.device, dtype=loaded.model.dtype))
+        return list(loaded.tokenizer(text, **options)["input_ids"]), {}
+    inputs = _process(loaded, text, [image.decode() for image in images], images[0].place, options)
+    inputs = inputs.to(loaded.precision.device, dtype=loaded.model.dtype)
+    pictures = {name: value for name, value in inputs.items() if name not in NOT_TAKEN}
+    return [int(token) for token in inputs["input_ids"][0]], pictures
 
 
 def _check_marks(loaded: LoadedModel, text: str, images: int) -> None:
@@ -91,12 +104,11 @@ def _check_marks(loaded: LoadedModel, text: str, images: int) -> None:
         raise InvalidRequest("chat_template_without_images", message, "messages")
 
 
-def _process(loaded: LoadedModel, text: str, pictures: list[Image.Image], place: str) -> Any:
-    """Run the processor as transformers' own chat templates do."""
-    bos = loaded.tokenizer.bos_token
-    options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+def _process(
+    loaded: LoadedModel, text: str, pictures: list[Image.Image], place: str, options: Mapping[str, Any]
+) -> Any:
     try:
-        return loaded.processor(text=[text], images=[pictures] if pictures else None, return_tensors="pt", **options)
+        return loaded.processor(text=[text], images=[pictures], return_tensors="pt", **options)
     except Exception as error:  # each family's processor has rules of its own, on sizes above all
         message = f"{place}: the model's image processor refuses it: {type(error).__name__}: {error}; send another size"
         raise InvalidRequest("image_not_processable", message, place) from error

@@ -244,6 +244,19 @@ def test_an_image_is_fetched_from_the_address_that_was_checked():
     assert "Accept-Encoding: identity" in headers
 
 
+def test_an_address_without_a_way_to_it_is_passed_over():
+    with hosting(sends("200 OK", FILE)) as (host, _):
+
+        def only_ipv4(address, port, seconds):
+            if ":" in address:
+                raise OSError("network is unreachable")
+            return host.dial(address, port, seconds)
+
+        fetcher = Fetcher(frozenset({"a.example.org"}), resolve=lambda *_: [ALSO_PUBLIC, PUBLIC], dial=only_ipv4)
+        assert fetcher.fetch("http://a.example.org/", 10_000, time.monotonic() + 20) == FILE
+        assert host.dialled == [(PUBLIC, 80)]
+
+
 def test_a_name_is_looked_up_once_so_rebinding_changes_nothing():
     answers = iter([[PUBLIC], ["127.0.0.1"]])
     with hosting(sends("200 OK", FILE), resolve=lambda *_: next(answers)) as (host, fetch):

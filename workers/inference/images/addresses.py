@@ -18,12 +18,12 @@ Resolve = Callable[[str, int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Target:
-    """What one request is made to: a host that is allowed, and the address it had when it was looked up."""
+    """What one request is made to: a host that is allowed, and the addresses it had when it was looked up."""
 
     secure: bool
     host: str
     port: int
-    address: str
+    addresses: tuple[str, ...]
     path: str
 
     @property
@@ -66,7 +66,7 @@ def resolve_target(url: str, hosts: frozenset[str], resolve: Resolve) -> Target:
     if not all(map(is_public, addresses)):
         message = f"{host!r} resolves to an address that is not on the public internet; send the image as a data: URL"
         raise InvalidRequest("image_address_not_allowed", message)
-    return Target(scheme == "https", host, port, addresses[0], path)
+    return Target(scheme == "https", host, port, tuple(addresses), path)
 
 
 def is_public(address: str) -> bool:

@@ -90,11 +90,8 @@ class Fetcher:
     @contextmanager
     def _connection(self, target: Target, deadline: float) -> Iterator[http.client.HTTPConnection]:
         """Open a connection that is shut at the deadline, whatever it is doing then."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
         with ExitStack() as stack:
-            opened = [stack.enter_context(self.dial(target.address, target.port, left))]
+            opened = [stack.enter_context(self._dial_any(target, deadline))]
             guard = threading.Timer(deadline - time.monotonic(), _shut, (opened,))
             stack.callback(guard.cancel)
             guard.start()
@@ -106,6 +103,19 @@ class Fetcher:
             connection = stack.enter_context(closing(http.client.HTTPConnection(target.host, target.port)))
             connection.sock = opened[-1]
             yield connection
+
+    def _dial_any(self, target: Target, deadline: float) -> socket.socket:
+        """Connect to the first address that lets us: a machine may have no way to those of IPv6."""
+        failed: OSError = TimeoutError()
+        for address in target.addresses:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            try:
+                return self.dial(address, target.port, left)
+            except OSError as error:
+                failed = error
+        raise failed
 
 
 def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:

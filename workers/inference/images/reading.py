@@ -18,7 +18,7 @@ from job_store.settings import Settings
 from workers.inference.images.addresses import fetch_failed
 from workers.inference.images.data_urls import decode_data_url, is_data_url
 from workers.inference.images.decoding import decode
-from workers.inference.images.fetching import Fetcher
+from workers.inference.images.fetching import LATE, Fetcher
 from workers.inference.images.headers import check_size, read_header
 from workers.inference.queueing import WaitingLine
 
@@ -90,7 +90,8 @@ class ImageReader:
             try:
                 return await asyncio.wait_for(work, settings.image_fetch_seconds + 1)
             except TimeoutError as error:  # the system's resolver has a patience of its own
-                raise fetch_failed("its host", "the time for fetching is over") from error
+                late = fetch_failed("its host", LATE)
+                raise InvalidRequest(late.code, late.message, "messages") from error
 
     def close(self) -> None:
         """Wait for no fetch; each ends by its deadline."""
