@@ -7,7 +7,7 @@ several ways: a checkpoint is written as it was spelled.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
@@ -39,6 +39,7 @@ class Composite:
         spellings: of the decoder's tensors; the last is that of the class in memory.
         tied: whether the head is the embedding where the configuration is silent; the whole's word counts.
         tied_by_text: whether `text_config` may tie the head too.
+        shares_mlp_width: whether the projector takes a width of its own from the decoder's `intermediate_size`.
     """
 
     model_type: str
@@ -50,6 +51,7 @@ class Composite:
     spellings: tuple[Spelling, ...] = (OLD, NEW)
     tied: bool = False
     tied_by_text: bool = False
+    shares_mlp_width: bool = False
 
     @property
     def decoder_in_memory(self) -> str:
@@ -63,14 +65,28 @@ class Composite:
         return "vision" if any(word in name for word in self.vision) else "other"
 
 
-def _idefics(model_type: str, architecture: str) -> Composite:
-    return Composite(model_type, architecture, ("vision_model.",), ("connector.",), spellings=(TEXT_MODEL,))
+def _llava(model_type: str, architecture: str, *, tied_by_text: bool = False) -> Composite:
+    projector = ("multi_modal_projector.", "image_newline")
+    return Composite(model_type, architecture, projector=projector, tied_by_text=tied_by_text)
+
+
+def _idefics(model_type: str, architecture: str, decoder: str = "llama") -> Composite:
+    return Composite(model_type, architecture, ("vision_model.",), ("connector.",), decoder, spellings=(TEXT_MODEL,))
 
 
 _ROWS = (
-    Composite("llava", "LlavaForConditionalGeneration", tied_by_text=True),
+    _llava("llava", "LlavaForConditionalGeneration", tied_by_text=True),
+    _llava("llava_next", "LlavaNextForConditionalGeneration"),
+    replace(
+        _llava("llava_onevision", "LlavaOnevisionForConditionalGeneration", tied_by_text=True),
+        decoder="qwen2",
+    ),
+    _llava("vipllava", "VipLlavaForConditionalGeneration"),
+    replace(_idefics("idefics2", "Idefics2ForConditionalGeneration", "mistral"), shares_mlp_width=True),
     _idefics("idefics3", "Idefics3ForConditionalGeneration"),
     _idefics("smolvlm", "SmolVLMForConditionalGeneration"),
+    Composite("mistral3", "Mistral3ForConditionalGeneration", decoder="mistral", tied=True),
+    Composite("internvl", "InternVLForConditionalGeneration", decoder="qwen2", tied=True),
 )
 COMPOSITES = {row.model_type: row for row in _ROWS}
 # What stock classes assume where a configuration is silent. A checkpoint of a decoder alone must say its sizes; inside

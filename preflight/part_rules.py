@@ -28,6 +28,13 @@ def part_recipe_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker
             "'portable' or 'full'"
         )
         found.append(Blocker(code="nemotron_family", message=message, param="recipe.steps.0.layout"))
+    step = recipe.structure
+    if placed.composite.shares_mlp_width and recipe.layout == "portable" and step and "mlp" in step.resolved_modules:
+        message = (
+            f"layout 'portable': the projector of a stock {placed.composite.architecture} takes a width from the "
+            "decoder's intermediate_size, so a narrower MLP would not load; use layout 'full'"
+        )
+        found.append(Blocker(code="projector_shares_width", message=message, param="recipe.steps.0.layout"))
     for index, export in enumerate(recipe.exports):
         message = (
             f"export {export.format}: a file of the decoder alone would lose the vision tower of this {whole}; leave "

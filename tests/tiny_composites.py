@@ -1,17 +1,17 @@
 """Tiny vision-language models of stock classes with a real processor, the same bytes on every run."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForImageTextToText, Idefics3Processor, LlavaProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.tiny_models import PECULIARITIES, make_tiny_tokenizer
 
 IMAGE, PATCH = 28, 14  # four patches an image
+IMAGE_TOKEN = 384  # after the 384 of the tokenizer
 TOWER = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -21,30 +21,109 @@ TOWER = {
     "patch_size": PATCH,
 }
 CLIP = {**TOWER, "model_type": "clip_vision_model", "projection_dim": 16}
-IMAGE_TOKEN = 384  # after the 384 of the tokenizer
-KINDS: dict[str, dict[str, Any]] = {  # what makes a composite itself
-    "llava": {"vision_config": CLIP, "image_token_index": IMAGE_TOKEN},
-    "idefics3": {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
-    "smolvlm": {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
+SIDES = {"height": IMAGE, "width": IMAGE}
+TILES = [[IMAGE, 2 * IMAGE], [2 * IMAGE, IMAGE]]
+
+
+class Kind(NamedTuple):
+    """What makes a composite itself: values of its configuration, its processor's and its image processor's files."""
+
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    pictures: dict[str, Any]
+    named_tokens: dict[str, str] | None = None
+
+
+def _llava(name: str, config: dict[str, Any] | None = None, **pictures: Any) -> Kind:
+    processor = {
+        "processor_class": f"{name}Processor",
+        "patch_size": PATCH,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    sizes = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": IMAGE}, "crop_size": SIDES}
+    whole = {"vision_config": CLIP, "image_token_index": IMAGE_TOKEN, **(config or {})}
+    return Kind(whole, processor, {**sizes, **pictures})
+
+
+def _idefics(name: str) -> Kind:
+    edge = {"longest_edge": IMAGE}
+    pictures = {"image_processor_type": f"{name}ImageProcessor", "size": edge, "max_image_size": edge}
+    return Kind(
+        {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
+        {"processor_class": f"{name}Processor", "image_seq_len": 4},
+        {**pictures, "do_image_splitting": False},
+    )
+
+
+_TILED = {"image_grid_pinpoints": TILES}
+KINDS: dict[str, Kind] = {
+    "llava": _llava("Llava"),
+    "vipllava": _llava("Llava", {"vision_feature_layer": [-1, -2]}),
+    "llava_next": _llava("LlavaNext", _TILED, image_processor_type="LlavaNextImageProcessor", **_TILED),
+    "llava_onevision": Kind(
+        {"vision_config": {**TOWER, "model_type": "siglip_vision_model"}, "image_token_index": IMAGE_TOKEN, **_TILED},
+        {
+            "processor_class": "LlavaOnevisionProcessor",
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": "full",
+        },
+        {"image_processor_type": "LlavaOnevisionImageProcessor", "size": SIDES, **_TILED},
+    ),
+    "mistral3": Kind(
+        {
+            "vision_config": {**TOWER, "model_type": "pixtral", "head_dim": 8},
+            "image_token_index": IMAGE_TOKEN,
+            "spatial_merge_size": 1,
+        },
+        {
+            "processor_class": "PixtralProcessor",
+            "patch_size": PATCH,
+            "spatial_merge_size": 1,
+            "image_token": "<image>",
+            "image_break_token": "<break>",
+            "image_end_token": "<end>",
+        },
+        {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": IMAGE}, "patch_size": PATCH},
+    ),
+    "internvl": Kind(
+        {
+            "vision_config": {
+                **TOWER,
+                "model_type": "internvl_vision",
+                "image_size": [IMAGE] * 2,
+                "patch_size": [7] * 2,
+            },
+            "image_token_id": IMAGE_TOKEN,
+        },
+        {"processor_class": "InternVLProcessor", "image_seq_length": 4},
+        {"image_processor_type": "GotOcr2ImageProcessor", "size": SIDES, "max_patches": 2},
+        {
+            "context_image_token": "<image>",
+            "start_image_token": "<break>",
+            "end_image_token": "<end>",
+            "video_token": "<video>",
+        },
+    ),
+    "idefics2": Kind(
+        {
+            "vision_config": TOWER,
+            "image_token_id": IMAGE_TOKEN,
+            "perceiver_config": {
+                "hidden_size": 32,
+                "resampler_n_latents": 3,
+                "resampler_depth": 1,
+                "resampler_n_heads": 2,
+                "resampler_head_dim": 8,
+                "num_key_value_heads": 1,
+            },
+        },
+        {"processor_class": "Idefics2Processor", "image_seq_len": 3},
+        {"image_processor_type": "Idefics2ImageProcessor", "size": {"shortest_edge": 20, "longest_edge": IMAGE}},
+    ),
+    "idefics3": _idefics("Idefics3"),
+    "smolvlm": _idefics("SmolVLM"),
 }
-
-
-def _processor(kind: str, tokenizer: Any) -> Any:
-    """The stock processor of a kind; None where it needs packages that this project does without."""
-    if kind == "llava":
-        pictures = CLIPImageProcessorPil(size={"shortest_edge": IMAGE}, crop_size={"height": IMAGE, "width": IMAGE})
-        return LlavaProcessor(
-            pictures,
-            tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
-        )
-    if kind == "idefics3":
-        edge = {"longest_edge": IMAGE}
-        pictures = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
-        return Idefics3Processor(pictures, tokenizer, image_seq_len=4)
-    return None
 
 
 def make_tiny_composite(
@@ -80,8 +159,12 @@ def make_tiny_composite(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tiny_tokenizer(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    (_processor(kind, tokenizer) or tokenizer).save_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<break>", "<end>", "<video>"]})
+    tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | (KINDS[kind].named_tokens or {})))
+    (folder / "processor_config.json").write_text(json.dumps(KINDS[kind].processor))
+    (folder / "preprocessor_config.json").write_text(json.dumps(KINDS[kind].pictures))
     text = {
         "model_type": decoder,
         "vocab_size": 392,
@@ -99,7 +182,7 @@ def make_tiny_composite(
         **PECULIARITIES.get(decoder, {}),
         **more,
     }
-    config = AutoConfig.for_model(kind, text_config=text, tie_word_embeddings=tied, **KINDS[kind])
+    config = AutoConfig.for_model(kind, text_config=text, tie_word_embeddings=tied, **KINDS[kind].config)
     random_composite(config, dtype, seed).save_pretrained(folder)
     return folder
 

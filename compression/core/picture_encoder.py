@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging
 
 from api_schemas.errors import InvalidCalibration
 from compression.core.picture_rows import ROLE, PictureRow
+from compression.core.processors import still_processor
 from preflight.composites import Composite
 
 
@@ -46,7 +47,8 @@ class _Told(Exception):
 def _processor(folder: Path) -> Any:
     """The model's own processor of text and images."""
     try:
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor: Any = still_processor(folder, tokenizer)
         if not hasattr(processor, "image_token"):
             raise ValueError(f"a {type(processor).__name__} knows no image token")
     except (ImportError, OSError, ValueError) as error:

@@ -48,7 +48,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_are_counted_and_add_up(tmp_path: Path, kind: str) -> None:
-    facts = describe(open_checkpoint(make_tiny_composite(tmp_path, kind)))
+    facts = describe(open_checkpoint(make_tiny_composite(tmp_path, kind, "llama")))
     assert (facts.modality, facts.family, facts.model_type) == ("image-text", "llama", kind)
     assert [part.name for part in facts.parts] == ["language", "projector", "vision"]
     assert sum(part.parameters for part in facts.parts) == facts.parameters
@@ -206,7 +206,8 @@ def test_images_are_shown_to_models_that_see(tmp_path: Path) -> None:
     named = {one.partition(":")[0] for one in plan.warnings}
     assert "judged_on_text" in named
     assert "text_only_calibration" not in named
-    (folder / "processor_config.json").unlink()
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        (folder / name).unlink()
     assert codes(folder, asked) == {"processor_missing": where}
 
 
@@ -215,3 +216,10 @@ def test_a_search_has_no_images(tmp_path: Path) -> None:
     asked = Recipe.model_validate({"steps": [step], **IMAGES})
     where = "recipe.steps.0.target.perplexity_increase"
     assert codes(make_tiny_composite(tmp_path), asked) == {"images_cannot_search": where}
+
+
+def test_a_projector_as_wide_as_the_mlp_rules_out_portable(tmp_path: Path) -> None:
+    folder = make_tiny_composite(tmp_path, "idefics2", "mistral")
+    assert codes(folder, recipe()) == {"projector_shares_width": "recipe.steps.0.layout"}
+    assert codes(folder, recipe(layout="full")) == {}
+    assert codes(folder, recipe(modules=["query_key", "value_output"])) == {}

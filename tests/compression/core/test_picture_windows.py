@@ -1,5 +1,6 @@
 """Images among text: what block 0 is told of them, windows that cut none, and every refusal by name."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from preflight.checkpoint import open_checkpoint
 from preflight.composites import COMPOSITES
 from preflight.families import resolve
 from tests.picture_rows import file_of, in_row, mixed_rows, picture, write_rows
-from tests.tiny_composites import make_tiny_composite
+from tests.tiny_composites import KINDS, make_tiny_composite
 
-SEEING = ["llava", "idefics3"]
+SEEING = [kind for kind in KINDS if kind != "mistral3"]  # whose processor asks for torchvision
 
 
 def source(path: Path, **more: Any) -> Calibration:
@@ -49,7 +50,7 @@ def windows_of(folder: Path, kind: str, rows: list[Any], wanted: int = 6) -> Win
 @pytest.mark.parametrize("kind", SEEING)
 @pytest.mark.parametrize("text", ["what is this?", "before <image> after"])
 def test_block_0_is_told_what_stock_code_tells_it(tmp_path: Path, kind: str, text: str) -> None:
-    folder = make_tiny_composite(tmp_path, kind)
+    folder = make_tiny_composite(tmp_path, kind, COMPOSITES[kind].decoder)
     encoder, row = PictureEncoder(folder, COMPOSITES[kind]), PictureRow(text, picture(1), "", "row 1")
     encoded = encoder.encode(row)
     placed = text if "<image>" in text else f"<image>{text}"
@@ -58,7 +59,7 @@ def test_block_0_is_told_what_stock_code_tells_it(tmp_path: Path, kind: str, tex
     with torch.inference_mode():
         hidden = model(**inputs, output_hidden_states=True).hidden_states[0][0]
     assert encoded.tokens == inputs["input_ids"][0].tolist()
-    assert len(encoded.places) == 4
+    assert len(encoded.places) > 2
     torch.testing.assert_close(encoded.states, hidden[encoded.places], rtol=1e-5, atol=1e-5)
     other = encoder.encode(PictureRow(text, picture(2), "", "row 2"))
     assert not torch.allclose(other.states, encoded.states)
@@ -66,11 +67,12 @@ def test_block_0_is_told_what_stock_code_tells_it(tmp_path: Path, kind: str, tex
 
 @pytest.mark.parametrize("kind", SEEING)
 def test_windows_hold_whole_images_at_their_places(tmp_path: Path, kind: str) -> None:
-    folder = make_tiny_composite(tmp_path, kind)
+    folder = make_tiny_composite(tmp_path, kind, COMPOSITES[kind].decoder)
     windows, model = windows_of(folder, kind, mixed_rows(12)), streamed(folder)
     assert windows.pictures is not None
     marked = windows.tokens == IMAGE
-    assert windows.use.image_tokens == int(marked.sum()) == len(windows.pictures) == 4 * windows.use.images
+    assert windows.use.image_tokens == int(marked.sum()) == len(windows.pictures)
+    assert windows.use.images > 2
     assert windows.use.tokens_used == windows.tokens.numel()
     hidden = windows.embed(model)
     torch.testing.assert_close(hidden[marked], windows.pictures)
@@ -224,10 +226,11 @@ def test_rows_that_make_no_windows_are_refused_by_name(tmp_path: Path, rows: lis
     assert refused.value.code == code
 
 
-def test_a_processor_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "NoSuchProcessor"])
+def test_a_processor_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path, named: str) -> None:
     folder = make_tiny_composite(tmp_path)
-    (folder / "processor_config.json").unlink()
-    with pytest.raises(InvalidCalibration) as refused:
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": named}))
+    with pytest.raises(InvalidCalibration, match=named) as refused:
         PictureEncoder(folder, COMPOSITES["llava"])
     assert refused.value.code == "processor_unavailable"
 
