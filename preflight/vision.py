@@ -73,14 +73,22 @@ def has_processor(files: Sequence[str]) -> bool:
     return any(name in files for name in PROCESSOR_FILES)
 
 
+def why_no_images(config: Mapping[str, Any]) -> str | None:
+    """Why a model with a part that sees is served without it; None for all others."""
+    if not has_vision(config) or reads_images(config):
+        return None
+    name = config.get("model_type")
+    reason = f"has {NOT_SERVED[str(name)]}" if name in NOT_SERVED else "is not among the types that chat knows"
+    return f"model_type {name!r} {reason}"
+
+
 def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str, ...]:
     """Say in plain words what will and what will not work with this checkpoint's images; nothing for text models."""
     name = config.get("model_type")
     if not has_vision(config):
         return ()
-    if not reads_images(config):
-        reason = f"has {NOT_SERVED[str(name)]}" if name in NOT_SERVED else "is not among the types that chat knows"
-        return (f"images are refused in chat: model_type {name!r} {reason}",)
+    if (why := why_no_images(config)) is not None:
+        return (f"images are refused in chat: {why}",)
     if not has_processor(files):
         return (f"images are refused in chat: no {' or '.join(PROCESSOR_FILES)} in the folder; push them too",)
     tested = "" if name in TESTED else f"; model_type {name!r} is served by transformers' classes and untested here"

@@ -36,7 +36,9 @@ TEMPLATE = (
 )
 
 
-def make_tiny_vision_model(folder: Path, model_type: str = "llava", *, seed: int = 0) -> Path:
+def make_tiny_vision_model(
+    folder: Path, model_type: str = "llava", *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Path:
     """Write a random model of `model_type` with tokenizer, processor and template into `folder`; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tiny_tokenizer(folder)
@@ -50,7 +52,7 @@ def make_tiny_vision_model(folder: Path, model_type: str = "llava", *, seed: int
     text = TEXT | {"vocab_size": len(tokenizer)} | config_values.pop("text", {})
     named = {key: _ids(tokenizer, value) for key, value in config_values.items()}
     config = AutoConfig.for_model(model_type, text_config=text, tie_word_embeddings=False, **named)
-    random_vision_model(config, seed).save_pretrained(folder)
+    random_vision_model(config, seed).to(dtype).save_pretrained(folder)
     return folder
 
 

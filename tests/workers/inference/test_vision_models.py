@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from workers.inference import generation
 from workers.inference.generation import _Decoder, generate
 from workers.inference.images.reading import ImageFile
 from workers.inference.loading import load, plan_load
+from workers.inference.precision import Precision
 from workers.inference.prompts import chat_task
 from workers.inference.registry import ModelSource
 
@@ -26,6 +28,7 @@ NEEDS_NO_VIDEO = (
 )  # transformers builds the whole processor without torchvision
 # PaliGemma's own processor hands torch's tensors to numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+BFLOAT16 = Precision(torch.bfloat16, torch.bfloat16, "cpu", "as stored")
 URL = {"url": "data:image/png;base64,"}
 
 
@@ -83,6 +86,18 @@ def test_greedy_is_what_transformers_generates(vision, name, images):
     task = task_of(loaded, *(picture(seed, 48, 40 + 8 * seed) for seed in range(images)))
     pieces = answer(loaded, task)
     assert (text_of(pieces), pieces[-1].tokens) == generated(loaded, task.prompt, task.pictures, task.max_tokens)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "smolvlm"])
+def test_pixels_are_in_the_models_number_format(tmp_path, name):
+    folder = make_tiny_vision_model(tmp_path / name, name, dtype=torch.bfloat16)
+    loaded = load(replace(plan_load(ModelSource("m", folder, 1.0)), precision=BFLOAT16))
+    task = task_of(loaded, picture(1), picture(2))
+    assert task.pictures["pixel_values"].dtype is torch.bfloat16
+    assert all(
+        value.dtype is not torch.bfloat16 for key, value in task.pictures.items() if "grid" in key or "size" in key
+    )
+    assert text_of(answer(loaded, task)) == generated(loaded, task.prompt, task.pictures, task.max_tokens)[0]
 
 
 @pytest.mark.parametrize("name", NEEDS_NO_VIDEO)
