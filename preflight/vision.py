@@ -10,6 +10,7 @@ from typing import Any
 # Compared with transformers' own generate(), token by token, by tests/workers/inference/test_vision_models.py.
 TESTED = (
     "gemma3",
+    "idefics2",
     "idefics3",
     "internvl",
     "llava",
@@ -20,6 +21,7 @@ TESTED = (
     "qwen2_vl",
     "qwen3_vl",
     "smolvlm",
+    "vipllava",
 )
 # Decoders that read images as embeddings in their prompt: what the token loop asks of a model, but no test runs them.
 UNTESTED = (
@@ -27,25 +29,19 @@ UNTESTED = (
     "glm4v",
     "got_ocr2",
     "granite4_vision",
-    "idefics2",
     "lighton_ocr",
     "ovis2",
     "paddleocr_vl",
     "qwen3_vl_moe",
-    "vipllava",
 )
 _SEQUENCES = "an encoder beside its decoder"
-_TORCHVISION = "an image processor that exists for torchvision alone"
+# Served as well; their processors exist for torchvision alone, so they read images only where it was installed.
+NEEDS_TORCHVISION = ("cohere2_vision", "lfm2_vl", "mistral3")
 # These read images too, and cannot be served with them: the model type has …
 NOT_SERVED = {
     "blip": _SEQUENCES,
-    "cohere2_vision": _TORCHVISION,
     "florence2": _SEQUENCES,
-    "lfm2_vl": _TORCHVISION,
-    "llama4": _TORCHVISION,
-    "mistral3": _TORCHVISION,
     "mllama": "images by cross-attention in each step",
-    "perception_lm": _TORCHVISION,
     "pix2struct": _SEQUENCES,
 }
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -62,6 +58,11 @@ def reads_images(config: Mapping[str, Any]) -> bool:
     return has_vision(config) and config.get("model_type") in (*TESTED, *UNTESTED)
 
 
+def loads_with_vision(config: Mapping[str, Any]) -> bool:
+    """Whether the inference process loads a checkpoint with its vision tower, whatever becomes of its processor."""
+    return reads_images(config) or (has_vision(config) and config.get("model_type") in NEEDS_TORCHVISION)
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the language model: a part of their own in most vision-language configurations."""
     inner = config.get("text_config")
@@ -75,7 +76,7 @@ def has_processor(files: Sequence[str]) -> bool:
 
 def why_no_images(config: Mapping[str, Any]) -> str | None:
     """Why a model with a part that sees is served without it; None for all others."""
-    if not has_vision(config) or reads_images(config):
+    if not has_vision(config) or loads_with_vision(config):
         return None
     name = config.get("model_type")
     reason = f"has {NOT_SERVED[str(name)]}" if name in NOT_SERVED else "is not among the types that chat knows"
@@ -89,6 +90,8 @@ def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str
         return ()
     if (why := why_no_images(config)) is not None:
         return (f"images are refused in chat: {why}",)
+    if not reads_images(config):
+        return (f"chat takes images only where torchvision is installed: the processor of a {name} needs it",)
     if not has_processor(files):
         return (f"images are refused in chat: no {' or '.join(PROCESSOR_FILES)} in the folder; push them too",)
     tested = "" if name in TESTED else f"; model_type {name!r} is served by transformers' classes and untested here"

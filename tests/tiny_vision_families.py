@@ -210,6 +210,37 @@ def _qwen3_vl() -> Parts:
     return config, processor, preprocessor, special, mark
 
 
+def _vipllava() -> Parts:
+    config, processor, preprocessor, special, mark = _llava()
+    config = {key: value for key, value in config.items() if not key.startswith("vision_feature")}
+    config["vision_feature_layers"] = [-2, -1]
+    return config, processor, preprocessor, special, mark
+
+
+def _idefics2() -> Parts:
+    perceiver = {
+        "hidden_size": 32,
+        "resampler_n_latents": 4,
+        "resampler_depth": 1,
+        "resampler_n_heads": 2,
+        "resampler_head_dim": 8,
+        "num_key_value_heads": 1,
+    }
+    config = {
+        "text": {"model_type": "mistral", "head_dim": 8},
+        "vision_config": TOWER | {"model_type": "idefics2_vision"},
+        "perceiver_config": perceiver,
+        "image_token_id": MARK,
+    }
+    processor = {"processor_class": "Idefics2Processor", "image_seq_len": 4}
+    preprocessor = {
+        "image_processor_type": "Idefics2ImageProcessor",
+        "size": {"shortest_edge": 24, "longest_edge": 32},
+        "do_image_splitting": False,
+    }
+    return config, processor, preprocessor | PLAIN, ["<fake_token_around_image>", MARK, "<end_of_utterance>"], MARK
+
+
 NAMED_TOKENS = {
     "gemma3": {
         "boi_token": "<start_of_image>",
@@ -231,10 +262,12 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "gemma3": _gemma3,
+    "idefics2": _idefics2,
     "internvl": _internvl,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "mistral3": _mistral3,
     "paligemma": _paligemma,
     "qwen3_vl": _qwen3_vl,
+    "vipllava": _vipllava,
 }

@@ -42,7 +42,9 @@ def _stock_class(folder: Path, settings: dict[str, Any], tokenizer: Any) -> Any:
     if name is None:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         name = transformers.PROCESSOR_MAPPING[type(config)].__name__
-    found = getattr(transformers, SAME_FOR_STILLS.get(name, name), None)
+    found: Any = getattr(transformers, SAME_FOR_STILLS.get(name, name), None)
+    if getattr(found, "is_dummy", False):  # how transformers stands in for what it cannot import
+        raise ImportError(f"{name} needs {', '.join(found._backends)}")
     if not (isinstance(found, type) and issubclass(found, ProcessorMixin)):
         raise ValueError(f"processor_class {name!r} is no processor that transformers has")
     return found

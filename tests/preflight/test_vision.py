@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from api_schemas.models import CheckpointFacts
 from preflight.checkpoint import describe, open_checkpoint
-from preflight.vision import NOT_SERVED, TESTED, UNTESTED
+from preflight.vision import NEEDS_TORCHVISION, NOT_SERVED, TESTED, UNTESTED
 from tests.tiny_vision_families import FAMILIES
 from tests.tiny_vision_models import make_tiny_vision_model
 
@@ -45,18 +45,22 @@ def test_facts_of_a_model_that_reads_images(folders: dict[str, Path], name: str)
 
 
 def test_a_model_that_only_transformers_vouches_for_says_so(llava: Path) -> None:
-    facts = facts_of(llava, model_type="vipllava")
+    facts = facts_of(llava, model_type="aya_vision")
     assert facts.reads_images
     assert any("untested here" in warning for warning in facts.warnings)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("mllama", "cross-attention"), ("mistral3", "torchvision"), ("phi3_v", "not among the types")]
-)
+@pytest.mark.parametrize(("name", "said"), [("mllama", "cross-attention"), ("phi3_v", "not among the types")])
 def test_models_whose_images_are_refused(llava: Path, name: str, said: str) -> None:
     facts = facts_of(llava, model_type=name)
     assert not facts.reads_images
     assert any("images are refused in chat" in warning and said in warning for warning in facts.warnings)
+
+
+def test_a_processor_for_torchvision_alone_is_no_promise(llava: Path) -> None:
+    facts = facts_of(llava, model_type="lfm2_vl")
+    assert not facts.reads_images
+    assert any("only where torchvision is installed" in warning for warning in facts.warnings)
 
 
 def test_without_a_processor_images_are_refused(llava: Path) -> None:
@@ -69,9 +73,10 @@ def test_without_a_processor_images_are_refused(llava: Path) -> None:
 
 def test_the_tables_name_what_transformers_has() -> None:
     names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    assert set(TESTED) == set(FAMILIES) - NOT_SERVED.keys()
-    assert not set(TESTED) & set(UNTESTED)
-    assert not {*TESTED, *UNTESTED} & NOT_SERVED.keys()
-    assert {*TESTED, *UNTESTED, *NOT_SERVED} <= set(names)
+    served = (*TESTED, *UNTESTED, *NEEDS_TORCHVISION)
+    assert {*TESTED, "mistral3"} == set(FAMILIES)
+    assert len(served) == len(set(served))
+    assert not set(served) & NOT_SERVED.keys()
+    assert {*served, *NOT_SERVED} <= set(names)
     decoders = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}
     assert set(TESTED) <= decoders

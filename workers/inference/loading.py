@@ -16,9 +16,9 @@ from api_schemas.errors import InvalidCheckpoint, Unavailable
 from compression.core.grid import PACKED, WORD_BITS
 from compression.core.pack_quantized import packed_bits
 from preflight.checkpoint import Checkpoint, open_checkpoint
-from preflight.vision import reads_images
+from preflight.vision import loads_with_vision
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
-from workers.inference.processors import load_processor
+from workers.inference.processors import NoProcessor, load_processor
 from workers.inference.registry import ModelSource
 from workers.inference.sampling import SamplingDefaults
 
@@ -61,6 +61,7 @@ class LoadedModel:
         defaults: sampling values from the model's generation_config.json.
         cache_argument: the name under which the model's forward takes its key-value cache.
         processor: makes inputs of text and images; None where the model reads text alone.
+        no_processor: why a model with a vision tower has none.
     """
 
     source: ModelSource
@@ -75,6 +76,7 @@ class LoadedModel:
     defaults: SamplingDefaults
     cache_argument: str
     processor: Any = None
+    no_processor: NoProcessor | None = None
 
 
 def plan_load(source: ModelSource) -> LoadPlan:
@@ -96,20 +98,21 @@ def plan_load(source: ModelSource) -> LoadPlan:
         else entry.bytes
         for name, entry in checkpoint.tensors.items()
     )
-    return LoadPlan(source, precision, size, packed=bits is not None, sees=reads_images(checkpoint.config))
+    return LoadPlan(source, precision, size, packed=bits is not None, sees=loads_with_vision(checkpoint.config))
 
 
 def load(plan: LoadPlan) -> LoadedModel:
     """Load a model; safetensors only, no remote code, no network.
 
     Raises:
-        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing`, `processor_load_failed`,
-            `processor_needs_torchvision` or `invalid_generation_config`.
+        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing`, `processor_load_failed`
+            or `invalid_generation_config`.
         Unavailable: `out_of_memory`.
     """
     start = time.monotonic()
     model = _load_weights(plan)
     tokenizer = _load_tokenizer(plan.source)
+    processor = load_processor(plan.source, tokenizer) if plan.sees else None
     parameters = inspect.signature(model.forward).parameters
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedModel(
@@ -124,7 +127,8 @@ def load(plan: LoadPlan) -> LoadedModel:
         eos_ids=_eos_ids(model, tokenizer),
         defaults=_sampling_defaults(plan.source),
         cache_argument="cache" if "cache" in parameters else "past_key_values",
-        processor=load_processor(plan.source, tokenizer) if plan.sees else None,
+        processor=None if isinstance(processor, NoProcessor) else processor,
+        no_processor=processor if isinstance(processor, NoProcessor) else None,
     )
 
 

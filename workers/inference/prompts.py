@@ -9,7 +9,7 @@ from api_schemas.errors import InvalidRequest
 from api_schemas.inference import ChatRequest, CompletionRequest, Message, Sampling
 from preflight.checkpoint import CONFIG
 from preflight.strict_json import read_object
-from preflight.vision import reads_images, why_no_images
+from preflight.vision import loads_with_vision, why_no_images
 from workers.inference.images.reading import ImageFile
 from workers.inference.loading import LoadedModel
 from workers.inference.registry import ModelSource
@@ -75,7 +75,7 @@ def refuse_images(source: ModelSource, places: Sequence[str]) -> None:
         InvalidRequest: `images_not_supported`, with the place of the first image.
     """
     config = read_object(source.folder / CONFIG, "invalid_config")
-    if not reads_images(config):
+    if not loads_with_vision(config):
         why = why_no_images(config) or "this model reads text only"
         text = f"{places[0]} is an image, and {why}; send text or choose a vision model"
         raise InvalidRequest("images_not_supported", text, places[0])

@@ -14,17 +14,13 @@ NOT_TAKEN = ("input_ids", "attention_mask", "labels")  # a prompt of its own arg
 
 
 def refuse_unreadable(loaded: LoadedModel, images: Sequence[ImageFile]) -> None:
-    """Refuse images for a model whose folder says how to load it, but not how an image becomes numbers.
+    """Refuse images for a model that has no processor which could be used here.
 
     Raises:
-        InvalidRequest: `processor_missing`.
+        InvalidRequest: `processor_missing` or `processor_needs_torchvision`.
     """
-    if images and loaded.processor is None:
-        message = (
-            f"model '{loaded.source.id}' has no processor_config.json or preprocessor_config.json, so it cannot read "
-            "images; push its processor's files, or send text"
-        )
-        raise InvalidRequest("processor_missing", message, images[0].place)
+    if images and loaded.no_processor is not None:
+        raise loaded.no_processor.refusal(images[0].place)
 
 
 def vision_template(loaded: LoadedModel) -> str | None:
