@@ -4,7 +4,9 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sqlalchemy import Engine, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -19,6 +21,21 @@ from job_store.layout import Layout, sync_folder
 from job_store.tables import FileRow, JobRow, UploadRow
 
 BLOB_MODE = 0o444  # a blob never changes: models link to it
+
+
+@dataclass(frozen=True)
+class OpenedFile:
+    """A stored file, or one of a model's folder, open for reading; whoever has it closes it.
+
+    Attributes:
+        handle: at the first byte.
+        bytes: how many there are.
+        tag: names this content: its SHA-256 where that is known, else its time of change and size.
+    """
+
+    handle: BinaryIO
+    bytes: int
+    tag: str
 
 
 class FileStore:
@@ -72,6 +89,15 @@ class FileStore:
     def path_of(self, file_id: str, *, param: str = "file_id") -> Path:
         """Return where a file's bytes lie; they must not be changed. Raises NotFound, which names `param`."""
         return self._layout.blob(self.get(file_id, param=param).sha256)
+
+    def open(self, file_id: str) -> OpenedFile:
+        """Open a file; it can be read to its end even when it is deleted meanwhile. Raises NotFound."""
+        file = self.get(file_id)
+        try:
+            handle = self._layout.blob(file.sha256).open("rb")
+        except FileNotFoundError as error:  # deleted between the two lines above
+            raise _missing(file_id, "file_id") from error
+        return OpenedFile(handle, file.bytes, file.sha256)
 
     def find(self, sha256: str) -> FileObject | None:
         """Return the newest file with this digest, or None: what `HEAD` by digest asks."""
@@ -152,8 +178,12 @@ def to_file(row: FileRow) -> FileObject:
 def _row(session: Session, file_id: str, param: str = "file_id") -> FileRow:
     row = None if "\0" in file_id else session.get(FileRow, file_id)
     if row is None:
-        raise NotFound("file_not_found", f"no file has id {file_id!r}; GET /v1/files lists those there are", param)
+        raise _missing(file_id, param)
     return row
+
+
+def _missing(file_id: str, param: str) -> NotFound:
+    return NotFound("file_not_found", f"no file has id {file_id!r}; GET /v1/files lists those there are", param)
 
 
 def _refuse_in_use(session: Session, file_id: str) -> None:

@@ -22,6 +22,7 @@ from api_schemas.listing import Page
 from api_schemas.models import ModelFileObject
 from api_schemas.relative_paths import check_relative_path, unsafe
 from job_store.database import reading
+from job_store.files import OpenedFile
 from job_store.models import ModelStore
 from job_store.tables import FileRow, ModelRow
 from preflight.checkpoint import EXPORTS, MANIFEST
@@ -30,21 +31,6 @@ SERVE = "serve.json"
 REMEMBERED_DIGESTS = 4096
 
 Digests = Literal["known", "all"]
-
-
-@dataclass(frozen=True)
-class OpenedFile:
-    """A regular file inside a model's folder, open for reading; whoever has it closes it.
-
-    Attributes:
-        handle: at the first byte.
-        bytes: how many there are.
-        tag: names this content: its SHA-256 where that is known, else its time of change and size.
-    """
-
-    handle: BinaryIO
-    bytes: int
-    tag: str
 
 
 @dataclass(frozen=True)

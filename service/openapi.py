@@ -38,15 +38,10 @@ METADATA_FILTER = {
         }
     ]
 }
-BYTES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The bytes", "content": {"application/octet-stream": {"schema": BINARY}}}
-}
+BYTES = {"application/octet-stream": {"schema": BINARY}}
 RANGED: dict[int | str, dict[str, Any]] = {
-    **BYTES,
-    206: {
-        "description": "The bytes that `Range` asked for",
-        "content": {"application/octet-stream": {"schema": BINARY}},
-    },
+    200: {"description": "The bytes", "content": BYTES},
+    206: {"description": "The bytes that `Range` asked for", "content": BYTES},
     304: {"description": "`If-None-Match` names these bytes: you have them"},
 }
 REPLAYED: dict[int | str, dict[str, Any]] = {

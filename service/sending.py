@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api_schemas.errors import ErrorBody
-from job_store.model_files import OpenedFile
+from job_store.files import OpenedFile
 from service.errors import render
 
 PIECE_BYTES = 256 * 1024

@@ -3,15 +3,16 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from api_schemas.errors import NotFound
 from api_schemas.files import FileObject, Purpose
 from api_schemas.listing import Page
 from api_schemas.models import Deleted
 from service.deps import StoresOf
-from service.openapi import BYTES, FILE_BODY
+from service.openapi import FILE_BODY, RANGED
 from service.receiving import receive_file
+from service.sending import send_file
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hexadecimal")]
@@ -51,11 +52,11 @@ def get_file(file_id: str, stores: StoresOf) -> FileObject:
     return stores.files.get(file_id)
 
 
-@router.get("/{file_id}/content", response_class=FileResponse, responses=BYTES)
-def get_content(file_id: str, stores: StoresOf) -> FileResponse:
-    """Download a file's bytes."""
+@router.get("/{file_id}/content", response_class=Response, responses=RANGED)
+def get_content(file_id: str, request: Request, stores: StoresOf) -> Response:
+    """Download a file's bytes, or with `Range` a part of them; the `ETag` is the SHA-256."""
     name = stores.files.get(file_id).filename
-    return FileResponse(stores.files.path_of(file_id), media_type="application/octet-stream", filename=name)
+    return send_file(request, stores.files.open(file_id), name)
 
 
 @router.delete("/{file_id}")

@@ -69,6 +69,11 @@ def test_parts_in_parallel_out_of_order_and_repeated(client: httpx.Client) -> No
     assert client.get(f"/v1/files/{done['file']['id']}/content").content == DATA
     part_range = client.get(f"/v1/files/{done['file']['id']}/content", headers={"range": "bytes=10-19"})
     assert (part_range.status_code, part_range.content) == (206, DATA[10:20])
+    beyond = client.get(f"/v1/files/{done['file']['id']}/content", headers={"range": f"bytes={len(DATA)}-"})
+    error_of(beyond, 416, "range_not_satisfiable")
+    whole = client.get(f"/v1/files/{done['file']['id']}/content", headers={"range": "nonsense"})
+    assert (whole.status_code, whole.content) == (200, DATA)
+    assert whole.headers["etag"] == f'"{hashlib.sha256(DATA).hexdigest()}"'
 
 
 def test_wrong_size_digest_part_and_state(client: httpx.Client) -> None:
