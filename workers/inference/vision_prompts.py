@@ -50,22 +50,27 @@ def content_parts(message: Message) -> list[dict[str, str]]:
     ]
 
 
+def standing_tokens(loaded: LoadedModel) -> frozenset[str]:
+    """Return the tokens that stand for an image or a video in a model's prompts, as a text spells them."""
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    ids = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    known = [tokenizer.convert_ids_to_tokens(token) for token in ids if isinstance(token, int)]
+    named = [getattr(loaded.processor, name, None) for name in ("image_token", "video_token")]
+    return frozenset(token for token in (*known, *named) if isinstance(token, str) and token)
+
+
 def refuse_marks(loaded: LoadedModel, messages: Sequence[Message]) -> None:
-    """Refuse text that spells the token which stands for an image: the model would look for one more.
+    """Refuse text that spells a token which stands for an image: the model would look for one more.
 
     Raises:
         InvalidRequest: `image_token_in_text`.
     """
-    mark = getattr(loaded.processor, "image_token", None)
     for index, message in enumerate(messages):
         content = message.content
         texts = [content] if isinstance(content, str) else [p.text for p in content if not isinstance(p, ImagePart)]
-        if mark and any(mark in text for text in texts):
-            place = f"messages.{index}.content"
-            text = (
-                f"{place} has the text {mark!r}, which stands for an image in this model's prompts; write it otherwise"
-            )
-            raise InvalidRequest("image_token_in_text", text, place)
+        for mark in sorted(standing_tokens(loaded)):
+            if any(mark in text for text in texts):
+                raise _spelled(mark, f"messages.{index}.content")
 
 
 def vision_inputs(loaded: LoadedModel, text: str, images: Sequence[ImageFile]) -> tuple[list[int], Mapping[str, Any]]:
@@ -91,6 +96,7 @@ def vision_inputs(loaded: LoadedModel, text: str, images: Sequence[ImageFile]) -
 
 
 def _check_marks(loaded: LoadedModel, text: str, images: int) -> None:
+    """Count once more in the whole text, where parts of messages stand side by side."""
     mark = getattr(loaded.processor, "image_token", None)
     if mark and text.count(mark) != images:
         message = (
@@ -98,6 +104,16 @@ def _check_marks(loaded: LoadedModel, text: str, images: int) -> None:
             "images into user messages, or use a model whose template takes them"
         )
         raise InvalidRequest("chat_template_without_images", message, "messages")
+    for other in sorted(standing_tokens(loaded) - {mark}):
+        if other in text:
+            raise _spelled(other, "messages")
+
+
+def _spelled(mark: str, place: str) -> InvalidRequest:
+    text = (
+        f"{place} has the text {mark!r}, which stands for images or videos in this model's prompts; spell it otherwise"
+    )
+    return InvalidRequest("image_token_in_text", text, place)
 
 
 def _process(

@@ -20,6 +20,7 @@ from workers.inference.loading import load, plan_load
 from workers.inference.precision import Precision
 from workers.inference.prompts import chat_task
 from workers.inference.registry import ModelSource
+from workers.inference.vision_prompts import standing_tokens
 
 NEEDS_NO_VIDEO = (
     "gemma3",
@@ -163,11 +164,25 @@ def test_the_tokens_of_images_count(vision, name):
 
 
 @pytest.mark.parametrize("name", TESTED)
-def test_text_that_spells_the_image_token_is_refused(vision, name):
+def test_text_that_spells_a_token_which_stands_for_an_image_is_refused(vision, name):
     loaded = vision[name]
-    with pytest.raises(InvalidRequest) as caught:
-        task_of(loaded, picture(1), turns=conversation(1, f"what is {loaded.processor.image_token}?"))
-    assert (caught.value.code, caught.value.param) == ("image_token_in_text", "messages.0.content")
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id) in standing_tokens(loaded)
+    for mark in standing_tokens(loaded):
+        for images in (0, 1):
+            with pytest.raises(InvalidRequest) as caught:
+                task_of(loaded, *[picture(1)] * images, turns=conversation(images, f"what is {mark}?"))
+            assert (caught.value.code, caught.value.param) == ("image_token_in_text", "messages.0.content")
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_nor_may_two_parts_spell_it_together(vision, name):
+    loaded = vision[name]
+    for mark in standing_tokens(loaded):
+        parts = [{"type": "text", "text": mark[:3]}, {"type": "text", "text": mark[3:]}]
+        turns = [{"role": "user", "content": [{"type": "image_url", "image_url": URL}, *parts]}]
+        with pytest.raises(InvalidRequest) as caught:
+            task_of(loaded, picture(1), turns=turns)
+        assert caught.value.code in ("image_token_in_text", "chat_template_without_images")
 
 
 def changed(folder, tmp_path, name, change):
