@@ -2,6 +2,7 @@
 
 import base64
 import mimetypes
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from api_schemas.inference import ChatRequest, TokenUsage
 from modepress.api_error import ModepressApiError
 
 Messages = Sequence[Mapping[str, Any]]
+Files = Sequence[str | os.PathLike[str]]
 
 
 class _Text(BaseModel):
@@ -49,9 +51,17 @@ class ChatPiece(BaseModel):
     usage: TokenUsage | None = None
 
 
-def request(model_id: str, messages: Messages | str, sampling: Mapping[str, Any]) -> ChatRequest:
-    """Build the body of a chat request; a string is one user message."""
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+def request(model_id: str, messages: Messages | str, sampling: Mapping[str, Any], images: Files = ()) -> ChatRequest:
+    """Build the body of a chat request; a string is one user message, with the images before it.
+
+    Raises:
+        InvalidRequest: `image_unreadable`; `images_need_text` when the messages are given whole.
+    """
+    if images and not isinstance(messages, str):
+        message = "images are files beside a text; in messages given whole, images are parts of their content"
+        raise InvalidRequest("images_need_text", message, "images")
+    pictures = [image_part(Path(file)) for file in images]
+    turns = [user_turn(messages, pictures)] if isinstance(messages, str) else list(messages)
     return ChatRequest.model_validate({"model": model_id, "messages": turns, **sampling})
 
 

@@ -30,7 +30,7 @@ from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
 from modepress import chatting, downloads, event_stream, model_folder, uploads
 from modepress.api_error import ModepressApiError, Unreachable
-from modepress.chatting import ChatAnswer, ChatPiece, Messages
+from modepress.chatting import ChatAnswer, ChatPiece, Files, Messages
 from modepress.connection import Connection
 from modepress.downloads import PulledFile
 
@@ -261,20 +261,22 @@ class Client:
                         after = event.sequence
                         yield event
 
-    def chat(self, model_id: str, messages: Messages | str, **sampling: Any) -> ChatAnswer:
-        """Ask a model; a string is one user message. `sampling` takes `ChatRequest`'s fields, e.g. max_tokens."""
-        body = chatting.request(model_id, messages, {**sampling, "stream": False})
+    def chat(self, model_id: str, messages: Messages | str, *, images: Files = (), **sampling: Any) -> ChatAnswer:
+        """Ask a model; a string is one user message, with files as `images`. `sampling` takes `ChatRequest`'s fields."""
+        body = chatting.request(model_id, messages, {**sampling, "stream": False}, images)
         completion = self._connection.call("POST", "/v1/chat/completions", chatting.Completion, body=body)
         return chatting.answer(model_id, completion)
 
-    def chat_stream(self, model_id: str, messages: Messages | str, **sampling: Any) -> Iterator[ChatPiece]:
-        """Ask a model and yield its answer piece by piece.
+    def chat_stream(
+        self, model_id: str, messages: Messages | str, *, images: Files = (), **sampling: Any
+    ) -> Iterator[ChatPiece]:
+        """Ask a model as `chat` does, and yield its answer piece by piece.
 
         Raises:
             ModepressApiError: also when the server fails in the middle of the answer.
         """
         options = {"stream": True, "stream_options": {"include_usage": True}}
-        body = chatting.request(model_id, messages, {**sampling, **options})
+        body = chatting.request(model_id, messages, {**sampling, **options}, images)
         content = body.model_dump_json(exclude_none=True).encode()
         headers = {"Content-Type": "application/json"}
         with self._connection.stream("POST", "/v1/chat/completions", content=content, headers=headers) as response:

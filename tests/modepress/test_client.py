@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from tests.modepress.conftest import PART_BYTES
 from tests.modepress.recipes import small_recipe
 from tests.modepress.running_stack import RunningStack
 from tests.tiny_models import make_tiny_model
+from tests.tiny_vision_models import make_tiny_vision_model, picture
 
 pytestmark = pytest.mark.servers
 
@@ -83,6 +85,21 @@ def test_a_journal_of_a_vanished_upload_begins_anew(client: Client, tmp_path: Pa
     path.write_text("words the server has never seen")
     uploads.Journal(tmp_path / "pushes").note(client.url, sha256_of(path), "upload_that_never_was")
     assert client.upload(path)
+
+
+def test_chat_with_images(client: Client, tmp_path: Path) -> None:
+    model = client.push(make_tiny_vision_model(tmp_path / "seer")).id
+    files = [tmp_path / f"{seed}.png" for seed in range(2)]
+    for seed, file in enumerate(files):
+        picture(seed).save(file)
+    asked: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
+    whole = client.chat(model, "What is this?", images=files, **asked)
+    pieces = list(client.chat_stream(model, "What is this?", images=[str(file) for file in files], **asked))
+    assert "".join(piece.text for piece in pieces) == whole.text
+    assert client.chat(model, "What is this?", images=files[::-1], **asked).text != whole.text
+    with pytest.raises(InvalidRequest) as caught:
+        client.chat(model, [{"role": "user", "content": "x"}], images=files)
+    assert caught.value.code == "images_need_text"
 
 
 def test_a_job_from_plan_to_chat(client: Client, tiny: str) -> None:
