@@ -262,7 +262,7 @@ class Client:
                         yield event
 
     def chat(self, model_id: str, messages: Messages | str, *, images: Files = (), **sampling: Any) -> ChatAnswer:
-        """Ask a model; a string is one user message, with files as `images`. `sampling` takes `ChatRequest`'s fields."""
+        """Ask a model; a string is one user message, with files as `images`; `sampling` as in `ChatRequest`."""
         body = chatting.request(model_id, messages, {**sampling, "stream": False}, images)
         completion = self._connection.call("POST", "/v1/chat/completions", chatting.Completion, body=body)
         return chatting.answer(model_id, completion)
