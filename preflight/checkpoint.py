@@ -166,7 +166,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         context_length=whole_number(_setting(family, config, "max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,
         has_chat_template=checkpoint.tokenizer.has_chat_template,
-        blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(checkpoint.placed),
+        blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(checkpoint.placed, whole),
         warnings=checkpoint.warnings
         + find_warnings(config, tensors, checkpoint.tokenizer)
         + image_warnings(whole, checkpoint.side_files),

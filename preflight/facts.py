@@ -7,7 +7,7 @@ from typing import Any
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.plans import Blocker, ModelPart
 from preflight.composites import TEXT, Placed
-from preflight.families import Family, known_families, resolve
+from preflight.families import Family, known_decoders, resolve, table
 from preflight.safetensors_header import TensorEntry
 from preflight.strict_json import shown, shown_list
 from preflight.tensor_check import (
@@ -66,17 +66,21 @@ def count_parts(placed: Placed | None, counted: Sequence[TensorEntry]) -> tuple[
     )
 
 
-def part_blockers(placed: Placed | None) -> tuple[Blocker, ...]:
-    """Why a checkpoint of several parts could not be written again as it is."""
+def part_blockers(placed: Placed | None, config: Mapping[str, Any]) -> tuple[Blocker, ...]:
+    """Why a checkpoint of several parts could not be written again as it is, or a part stand alone."""
     if placed is None:
-        return ()
+        kind = config.get("model_type")
+        if kind not in known_decoders() or table(str(kind)).alone:
+            return ()
+        message = f"config.json: model_type {shown(kind)} is only known inside a vision-language model; push the whole"
+        return (Blocker(code="unsupported_architecture", message=message, param="model_type"),)
     found = []
     named, wanted = architecture_of(placed.whole), placed.composite.architecture
     if named not in ("", wanted):
         message = f"config.json: architecture {shown(named)}; a {placed.composite.model_type} is loaded as {wanted}"
         found.append(Blocker(code="unsupported_architecture", message=message, param="architectures"))
     kind = placed.view["model_type"]
-    if kind in known_families() and kind not in placed.composite.decoders:
+    if kind in known_decoders() and kind not in placed.composite.decoders:
         message = (
             f"config.json: {TEXT}.model_type {shown(kind)} inside a {placed.composite.model_type}; only "
             f"{', '.join(placed.composite.decoders)} can be compressed there"

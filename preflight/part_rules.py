@@ -51,6 +51,11 @@ def _image_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker]:
         return []
     if checkpoint.placed is None:
         found.append(("images_need_vision_model", "this model has no eyes; leave image_field out", IMAGES))
+    elif checkpoint.placed.composite.blind:
+        why = (
+            f"in a {checkpoint.placed.composite.model_type} {checkpoint.placed.composite.blind}; leave image_field out"
+        )
+        found.append(("images_not_walked", why, IMAGES))
     elif not has_processor(checkpoint.side_files):
         found.append(("processor_missing", f"{' and '.join(PROCESSOR_FILES)} are both absent; push one", IMAGES))
     if recipe.trials:

@@ -26,12 +26,13 @@ TILES = [[IMAGE, 2 * IMAGE], [2 * IMAGE, IMAGE]]
 
 
 class Kind(NamedTuple):
-    """What makes a composite itself: values of its configuration, its processor's and its image processor's files."""
+    """What makes a composite itself: its configuration, its processor's files, and how a text marks an image."""
 
     config: dict[str, Any]
     processor: dict[str, Any]
     pictures: dict[str, Any]
     named_tokens: dict[str, str] | None = None
+    mark: str = "<image>"
 
 
 def _llava(name: str, config: dict[str, Any] | None = None, **pictures: Any) -> Kind:
@@ -53,6 +54,24 @@ def _idefics(name: str) -> Kind:
         {"vision_config": TOWER, "image_token_id": IMAGE_TOKEN, "scale_factor": 1},
         {"processor_class": f"{name}Processor", "image_seq_len": 4},
         {**pictures, "do_image_splitting": False},
+    )
+
+
+def _qwen_vl(name: str, tower: dict[str, Any]) -> Kind:
+    grid = {"patch_size": 4, "temporal_patch_size": 2}
+    marks = {"image_token_id": IMAGE_TOKEN, "vision_start_token_id": 385, "vision_end_token_id": 386}
+    return Kind(
+        {"vision_config": {**tower, **grid, "spatial_merge_size": 2}, "video_token_id": 387, **marks},
+        {"processor_class": f"{name}Processor"},
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": 256,
+            "max_pixels": 784,
+            "merge_size": 2,
+            **grid,
+        },
+        {"image_token": "<image>", "video_token": "<video>"},
+        "<break><image><end>",
     )
 
 
@@ -123,7 +142,33 @@ KINDS: dict[str, Kind] = {
     ),
     "idefics3": _idefics("Idefics3"),
     "smolvlm": _idefics("SmolVLM"),
+    "qwen2_vl": _qwen_vl("Qwen2VL", {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}),
+    "qwen2_5_vl": _qwen_vl(
+        "Qwen2_5_VL",
+        {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
+    ),
+    "gemma3": Kind(
+        {
+            "vision_config": {**TOWER, "model_type": "siglip_vision_model"},
+            "image_token_index": IMAGE_TOKEN,
+            "mm_tokens_per_image": 4,
+        },
+        {"processor_class": "Gemma3Processor", "image_seq_length": 4},
+        {"image_processor_type": "Gemma3ImageProcessor", "size": SIDES},
+        {"image_token": "<image>", "boi_token": "<break>", "eoi_token": "<end>"},
+        "<break>",
+    ),
 }
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+DECODERS = {"qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, **PECULIARITIES}
 
 
 def make_tiny_composite(
@@ -179,7 +224,7 @@ def make_tiny_composite(
         "eos_token_id": 2,
         "pad_token_id": 2,
         "tie_word_embeddings": tied,
-        **PECULIARITIES.get(decoder, {}),
+        **DECODERS.get(decoder, {}),
         **more,
     }
     config = AutoConfig.for_model(kind, text_config=text, tie_word_embeddings=tied, **KINDS[kind].config)

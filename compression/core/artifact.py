@@ -134,8 +134,9 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
         drop_head = bool(torch.equal(source.read(head), source.read(embeddings)))
         config["tie_word_embeddings"] = drop_head
     if result.layout == "full":
-        model = REDUCED[family.name][1]
-        config.update(model_type=reduced_model_type(family.name), architectures=[model.__name__])
+        if family.alone:
+            model = REDUCED[family.name][1]
+            config.update(model_type=reduced_model_type(family.name), architectures=[model.__name__])
         config["block_shapes"] = [shape.model_dump() for shape in result.shapes]
         return config, drop_head
     if result.layout == "nemotron":

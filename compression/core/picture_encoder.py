@@ -18,7 +18,7 @@ from transformers.utils import logging
 from api_schemas.errors import InvalidCalibration
 from compression.core.picture_rows import ROLE, PictureRow
 from compression.core.processors import still_processor
-from preflight.composites import Composite
+from preflight.composite_rows import Composite
 
 
 @dataclass(frozen=True)

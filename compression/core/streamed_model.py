@@ -2,14 +2,14 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 import compression.runtime  # noqa: F401 (registers the reduced families with the Auto classes)
 from api_schemas.errors import InvalidCheckpoint
@@ -18,7 +18,6 @@ from compression.core.grid import SCALE, SHAPE, unpacked
 from compression.core.pack_quantized import packed_bits
 from compression.core.tensors import read_tensor
 from compression.runtime.blocks import resize_block_
-from compression.runtime.models import REDUCED
 from preflight.composites import place
 from preflight.families import Dimensions, Family
 from preflight.safetensors_header import TensorEntry, read_header
@@ -78,17 +77,31 @@ class StreamedModel:
         self.config = stored if config is None else type(stored).from_dict(dict(config))
         self._bits = packed_bits(getattr(whole, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(
-                self.config, attn_implementation="eager" if self._eager else "sdpa", dtype=torch.float32
-            )
-        self._reduced = isinstance(skeleton, REDUCED[family.name][1])
-        self._skeleton = skeleton.eval().requires_grad_(False)
+        shapes = getattr(self.config, "block_shapes", None) or getattr(whole, "block_shapes", None)
+        self._reduced = shapes is not None
+        self._skeleton: Any = self._build(shapes).eval().requires_grad_(False)
         self._rotary: nn.Module | None = None
         if family.rotary:
             rotary = self._skeleton.get_submodule(family.rotary)
             self._rotary = type(rotary)(rotary.config)
-        self._blocks = self._skeleton.get_submodule(family.blocks)
+        self._blocks: Any = self._skeleton.get_submodule(family.blocks)
+
+    def _build(self, shapes: Sequence[Mapping[str, int]] | None) -> nn.Module:
+        """The stock decoder without weights, under the names of the family's table."""
+        loader, settings = AutoModelForCausalLM, {"attn_implementation": "eager" if self._eager else "sdpa"}
+        if self.placed is not None:
+            loader = AutoModel
+        with torch.device("meta"):
+            model: nn.Module = loader.from_config(self.config, dtype=torch.float32, **settings)
+            if self.placed is None:
+                return model
+            whole = nn.Module()
+            whole.add_module("model", model)
+            if self.placed.composite.fixed_decoder and shapes is not None:
+                blocks: Any = whole.get_submodule(self.family.blocks)
+                for block, shape in zip(blocks, shapes, strict=True):
+                    resize_block_(block, shape)
+        return whole
 
     @property
     def size(self) -> Dimensions:

@@ -1,5 +1,6 @@
 """Module classes that compressed models need to run. Importing this registers them with transformers' Auto classes."""
 
-from compression.runtime.models import register
+from compression.runtime import composites, models
 
-register()
+models.register()
+composites.register()

@@ -3,24 +3,32 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from api_schemas.errors import InvalidCheckpoint
 from preflight.families.dimensions import Dimensions
 from preflight.families.spec import Family
 
-__all__ = ["Dimensions", "Family", "known_families", "resolve", "table"]
+__all__ = ["Dimensions", "Family", "known_decoders", "known_families", "resolve", "table"]
 
 _NOT_FAMILIES = {"dimensions", "parts", "spec"}
 
 
+@cache
 def known_families() -> tuple[str, ...]:
-    """The `model_type`s that have a table, sorted."""
+    """The `model_type`s of text models that have a table, sorted."""
+    return tuple(name for name in known_decoders() if table(name).alone)
+
+
+@cache
+def known_decoders() -> tuple[str, ...]:
+    """All that have a table, also those that are only found inside a composite, sorted."""
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_FAMILIES))
 
 
 def table(name: str) -> Family:
-    """The table of one of `known_families()`."""
+    """The table of one of `known_decoders()`."""
     family: Family = importlib.import_module(f"{__name__}.{name}").FAMILY
     return family
 
@@ -33,7 +41,7 @@ def resolve(config: Mapping[str, Any]) -> Family:
             hold for, `invalid_config` when a size is missing or impossible.
     """
     model_type = config.get("model_type")
-    if model_type not in known_families():
+    if model_type not in known_decoders():
         raise InvalidCheckpoint(
             "unsupported_architecture",
             f"config.json: model_type {model_type!r} has no family table; known are {', '.join(known_families())}",

@@ -45,6 +45,8 @@ class Family:
         residual_scale: of what each half adds to the stream.
         post_norms: those of `norms` through which attention and MLP go on their way to the stream.
         blocks_by_place: stock code makes blocks of several kinds, by their number.
+        alone: whether there are checkpoints of it alone; else it is only found inside a composite, and `architecture`
+            has no head.
         head_dim_is_free: stock code takes `head_dim` from the configuration for all four linears.
     """
 
@@ -86,6 +88,7 @@ class Family:
     parallel: bool | str = False
     residual_scale: Power | None = None
     post_norms: tuple[str, ...] = ()
+    alone: bool = True
     head_dim_is_free: bool = True
     blocks_by_place: bool = False
 

@@ -19,11 +19,12 @@ from compression.core.streamed_model import StreamedModel
 from compression.pipeline import compress
 from compression.reload import logits_of
 from preflight.checkpoint import describe, open_checkpoint
-from preflight.families import resolve
+from preflight.composite_rows import COMPOSITES
+from preflight.families import resolve, table
 from preflight.shapes import dense_shape
 from tests.compression.walks import expected_logits, random_tokens, step, walk
 from tests.picture_rows import mixed_rows, picture, write_rows
-from tests.tiny_composites import IMAGE, IMAGE_TOKEN, make_tiny_composite, respell
+from tests.tiny_composites import IMAGE, IMAGE_TOKEN, KINDS, make_tiny_composite, respell
 from tests.tiny_models import make_tiny_model
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -41,6 +42,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("internvl", "qwen3", {"kv_heads": 2, "tied": True}),
     ("mistral3", "mistral", {"kv_heads": 2}),
     ("idefics2", "mistral", {"kv_heads": 1, "tied": True}),
+    ("qwen2_vl", "qwen2_vl_text", {"kv_heads": 2, "tied": True}),
+    ("qwen2_5_vl", "qwen2_5_vl_text", {"kv_heads": 1}),
+    ("gemma3", "gemma3_text", {"kv_heads": 2, "tied": True}),
+    ("gemma3", "gemma3_text", {"kv_heads": 1, "final_logit_softcapping": 2.0}),
     ("idefics3", "llama", {"kv_heads": 2}),
     ("smolvlm", "llama", {"kv_heads": 1, "tied": True}),
 ]
@@ -61,7 +66,8 @@ def picture_and_words(folder: Path) -> dict[str, torch.Tensor]:
         tokens = torch.cat((words[:6], image, words[6:]))[None]
         return {"input_ids": tokens, "pixel_values": pixels, "image_sizes": torch.tensor([[IMAGE, IMAGE]])}
     processor = still_processor(folder, tokenizer)
-    text = "The quick <image> fox jumps over the lazy dog"
+    kind = AutoConfig.from_pretrained(folder).model_type.removeprefix("modepress_")
+    text = f"The quick {KINDS[kind].mark} fox jumps over the lazy dog"
     return dict(processor(images=[picture(1)], text=[text], add_special_tokens=False, return_tensors="pt"))
 
 
@@ -110,7 +116,8 @@ def test_the_walk_is_stock_code_on_image_embeddings_and_on_text(
     for index in range(ours.blocks):
         hidden = ours.forward(ours.block(index, ours.block_state(index)), hidden, index)
     with ours.head() as head:
-        torch.testing.assert_close(head(hidden[0]), logits, rtol=1e-4, atol=1e-4)
+        walked = torch.isclose(head(hidden[0]), logits, rtol=1e-4, atol=1e-4)
+    assert bool(walked.all()) != bool(COMPOSITES[kind].blind)
     tokens = random_tokens(1, 24)
     torch.testing.assert_close(logits_of(ours, tokens), model(tokens).logits[0], rtol=1e-4, atol=1e-4)
 
@@ -152,12 +159,13 @@ def test_a_narrowed_decoder_is_that_of_the_text_model_alone(
     folder = make_tiny_composite(tmp_path / "m", kind, decoder, **settings)
     asked, tokens = step(layout=layout), random_tokens(4, 32)
     done = walk(folder, asked, tokens)
-    alone = make_tiny_model(tmp_path / "t", decoder, tokenizer=False, **_as_text(settings))  # type: ignore[arg-type]
-    save_decoder(folder, alone)
-    apart = walk(alone, asked, tokens)
-    for index, result in done.store.results.items():
-        for name, tensor in apart.store.results[index].state.items():
-            assert torch.equal(tensor, result.state[name])
+    if table(decoder).alone:
+        alone = make_tiny_model(tmp_path / "t", decoder, tokenizer=False, **_as_text(settings))  # type: ignore[arg-type]
+        save_decoder(folder, alone)
+        apart = walk(alone, asked, tokens)
+        for index, kept in done.store.results.items():
+            for name, tensor in apart.store.results[index].state.items():
+                assert torch.equal(tensor, kept.state[name])
     result = Result(done.model, done.config, side(folder), done.store, done.method.shapes, layout)
     write_artifact(result, tmp_path / "a", {})
     written = stock(tmp_path / "a")
@@ -270,3 +278,44 @@ def test_a_job_calibrated_on_images_says_what_it_saw(tmp_path: Path) -> None:
     assert any(one.startswith("judged_on_text:") for one in seen.warnings)
     blocks = [(report.blocks[-1].relative_output_error, report.blocks[0].block_influence) for report in (seen, unseen)]
     assert blocks[0] != blocks[1]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["full", "portable"])
+def test_a_flat_configuration_stays_flat(tmp_path: Path, layout: str) -> None:
+    """Qwen2-VL's releases have the decoder's values beside the whole's."""
+    folder = make_tiny_composite(tmp_path / "m", "qwen2_vl", "qwen2_vl_text")
+    nested = json.loads((folder / "config.json").read_text())
+    text = nested.pop("text_config")
+    flat = {**text, **nested}
+    (folder / "config.json").write_text(json.dumps(flat))
+    tokens = random_tokens(4, 32)
+    torch.testing.assert_close(
+        logits_of(streamed(folder), tokens[:1]), stock(folder)(tokens[:1]).logits[0], rtol=1e-4, atol=1e-4
+    )
+    done = walk(folder, step(layout=layout), tokens)
+    result = Result(done.model, done.config, side(folder), done.store, done.method.shapes, layout)
+    write_artifact(result, tmp_path / "a", {})
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert "text_config" not in config
+    assert config["vision_config"] == flat["vision_config"]
+    expected = expected_logits(done.model, done.method, done.store, tokens[:1])
+    torch.testing.assert_close(stock(tmp_path / "a")(tokens[:1]).logits[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("kind", "decoder"), [("llava", "llama"), ("qwen2_vl", "qwen2_vl_text"), ("gemma3", "gemma3_text")]
+)
+def test_an_artifact_in_layout_full_streams_as_it_runs_and_is_not_compressed_again(
+    tmp_path: Path, kind: str, decoder: str
+) -> None:
+    folder, target, tokens = make_tiny_composite(tmp_path / "m", kind, decoder), tmp_path / "a", random_tokens(4, 32)
+    done = walk(folder, step(layout="full"), tokens)
+    write_artifact(Result(done.model, done.config, side(folder), done.store, done.method.shapes, "full"), target, {})
+    again = StreamedModel(target, done.model.family)
+    torch.testing.assert_close(logits_of(again, tokens[:1]), stock(target)(tokens[:1]).logits[0], rtol=1e-4, atol=1e-4)
+    assert again.parameters == sum(one.numel() for one in stock(target).parameters())
+    facts = describe(open_checkpoint(target))
+    assert facts.modality == "image-text"
+    assert "unsupported_architecture" in {blocker.code for blocker in facts.blockers}

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import describe, open_checkpoint
-from preflight.composites import ASSUMED, COMPOSITES, composite_of
+from preflight.composite_rows import ASSUMED, COMPOSITES
+from preflight.composites import composite_of
 from preflight.families import table
 from preflight.plans import make_plan
 from tests.tiny_composites import KINDS, make_tiny_composite, respell
@@ -48,14 +49,16 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_are_counted_and_add_up(tmp_path: Path, kind: str) -> None:
-    facts = describe(open_checkpoint(make_tiny_composite(tmp_path, kind, "llama")))
-    assert (facts.modality, facts.family, facts.model_type) == ("image-text", "llama", kind)
+    decoder = COMPOSITES[kind].decoder
+    facts = describe(open_checkpoint(make_tiny_composite(tmp_path, kind, decoder)))
+    assert (facts.modality, facts.family, facts.model_type) == ("image-text", decoder, kind)
     assert [part.name for part in facts.parts] == ["language", "projector", "vision"]
     assert sum(part.parameters for part in facts.parts) == facts.parameters
     assert sum(part.bytes for part in facts.parts) == facts.bytes
-    alone = describe(open_checkpoint(make_tiny_model(tmp_path / "text")))
-    assert facts.parts[0].parameters == alone.parameters + 2 * 32 * (facts.vocabulary - alone.vocabulary)
-    assert facts.block_parameters == alone.block_parameters
+    if table(decoder).alone:
+        alone = describe(open_checkpoint(make_tiny_model(tmp_path / "text", decoder)))  # type: ignore[arg-type]
+        assert facts.parts[0].parameters == alone.parameters + 2 * 32 * (facts.vocabulary - alone.vocabulary)
+        assert facts.block_parameters == alone.block_parameters
     assert facts.blockers == ()
 
 
@@ -223,3 +226,17 @@ def test_a_projector_as_wide_as_the_mlp_rules_out_portable(tmp_path: Path) -> No
     assert codes(folder, recipe()) == {"projector_shares_width": "recipe.steps.0.layout"}
     assert codes(folder, recipe(layout="full")) == {}
     assert codes(folder, recipe(modules=["query_key", "value_output"])) == {}
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "gemma3"])
+def test_images_are_not_shown_where_the_walk_would_see_them_wrongly(tmp_path: Path, kind: str) -> None:
+    folder = make_tiny_composite(tmp_path, kind, COMPOSITES[kind].decoder)
+    asked = Recipe.model_validate(recipe().model_dump() | IMAGES)
+    assert codes(folder, asked) == {"images_not_walked": "recipe.calibration.image_field"}
+
+
+def test_a_decoder_that_is_only_found_inside_is_refused_alone(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path, "qwen2")
+    edit_config(folder, lambda config: config.update(model_type="qwen2_vl_text", architectures=["Qwen2VLTextModel"]))
+    named = [(one.code, one.param) for one in describe(open_checkpoint(folder)).blockers]
+    assert named == [("unsupported_architecture", "model_type")]
