@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from preflight.composite_rows import REDUCED
+
 # Compared with transformers' own generate(), token by token, by tests/workers/inference/test_vision_models.py.
 TESTED = (
     "gemma3",
@@ -48,6 +50,11 @@ PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 VISION_PART = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
 
 
+def _kind(config: Mapping[str, Any]) -> str:
+    """The stock model type: layout `full` of some has a class of its own, made from the stock one."""
+    return str(config.get("model_type")).removeprefix(REDUCED)
+
+
 def has_vision(config: Mapping[str, Any]) -> bool:
     """Whether a model has a part that sees."""
     return isinstance(config.get("vision_config"), Mapping)
@@ -55,12 +62,12 @@ def has_vision(config: Mapping[str, Any]) -> bool:
 
 def reads_images(config: Mapping[str, Any]) -> bool:
     """Whether the inference process serves this checkpoint with its images (given a processor)."""
-    return has_vision(config) and config.get("model_type") in (*TESTED, *UNTESTED)
+    return has_vision(config) and _kind(config) in (*TESTED, *UNTESTED)
 
 
 def loads_with_vision(config: Mapping[str, Any]) -> bool:
     """Whether the inference process loads a checkpoint with its vision tower, whatever becomes of its processor."""
-    return reads_images(config) or (has_vision(config) and config.get("model_type") in NEEDS_TORCHVISION)
+    return reads_images(config) or (has_vision(config) and _kind(config) in NEEDS_TORCHVISION)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,14 +85,14 @@ def why_no_images(config: Mapping[str, Any]) -> str | None:
     """Why a model with a part that sees is served without it; None for all others."""
     if not has_vision(config) or loads_with_vision(config):
         return None
-    name = config.get("model_type")
+    name = _kind(config)
     reason = f"has {NOT_SERVED[str(name)]}" if name in NOT_SERVED else "is not among the types that chat knows"
     return f"model_type {name!r} {reason}"
 
 
 def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str, ...]:
     """Say in plain words what will and what will not work with this checkpoint's images; nothing for text models."""
-    name = config.get("model_type")
+    name = _kind(config)
     if not has_vision(config):
         return ()
     if (why := why_no_images(config)) is not None:
