@@ -100,6 +100,13 @@ _ROWS = (
     Composite("internvl", "InternVLForConditionalGeneration", decoder="qwen2", tied=True),
     _qwen_vl("qwen2_vl", "Qwen2VLForConditionalGeneration"),
     _qwen_vl("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+    replace(
+        _qwen_vl("qwen3_vl", "Qwen3VLForConditionalGeneration"),
+        projector=("visual.merger.", "visual.deepstack_merger_list."),
+        spellings=(NEW,),
+        tied_by_text=False,
+        may_be_flat=False,
+    ),
     Composite(
         "gemma3",
         "Gemma3ForConditionalGeneration",
@@ -151,6 +158,16 @@ ASSUMED: Mapping[str, Mapping[str, Any]] = {
     },
     "qwen2_vl_text": _QWEN_VL_TEXT,
     "qwen2_5_vl_text": _QWEN_VL_TEXT,
+    "qwen3_vl_text": {
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 128000,
+    },
     "gemma3_text": {
         "hidden_size": 2304,
         "intermediate_size": 9216,

@@ -155,6 +155,18 @@ KINDS: dict[str, Kind] = {
             "fullatt_block_indexes": [1],
         },
     ),
+    "qwen3_vl": _qwen_vl(
+        "Qwen3VL",
+        {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+    ),
     "gemma3": Kind(
         {
             "vision_config": {**TOWER, "model_type": "siglip_vision_model"},
@@ -168,7 +180,7 @@ KINDS: dict[str, Kind] = {
     ),
 }
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
-DECODERS = {"qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, **PECULIARITIES}
+DECODERS = {"qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, "qwen3_vl_text": MROPE, **PECULIARITIES}
 
 
 def make_tiny_composite(

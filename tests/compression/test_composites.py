@@ -44,6 +44,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("idefics2", "mistral", {"kv_heads": 1, "tied": True}),
     ("qwen2_vl", "qwen2_vl_text", {"kv_heads": 2, "tied": True}),
     ("qwen2_5_vl", "qwen2_5_vl_text", {"kv_heads": 1}),
+    ("qwen3_vl", "qwen3_vl_text", {"kv_heads": 2, "tied": True}),
+    ("qwen3_vl", "qwen3_vl_text", {"kv_heads": 1, "attention_bias": True}),
     ("gemma3", "gemma3_text", {"kv_heads": 2, "tied": True}),
     ("gemma3", "gemma3_text", {"kv_heads": 1, "final_logit_softcapping": 2.0}),
     ("idefics3", "llama", {"kv_heads": 2}),
@@ -222,19 +224,19 @@ STEPS: list[list[dict[str, Any]]] = [
 ]
 
 
-JOBS = [*(("llava", steps) for steps in STEPS), ("idefics3", STEPS[2]), ("smolvlm", STEPS[1])]
+JOBS = [*(("llava", steps) for steps in STEPS), ("gemma3", STEPS[2]), ("qwen3_vl", STEPS[1])]
 
 
 @pytest.mark.parametrize(("kind", "steps"), JOBS)
 def test_a_whole_job_writes_a_model_that_loads(tmp_path: Path, kind: str, steps: list[dict[str, Any]]) -> None:
     """The pipeline's own proof loads `portable` in a process that cannot import this project."""
-    folder = make_tiny_composite(tmp_path / "m", kind, intermediate=96)
+    folder = make_tiny_composite(tmp_path / "m", kind, COMPOSITES[kind].decoder, intermediate=96)
     report = run(job(steps=steps), folder, tmp_path / "a")
     stocks = "with compression.runtime" if steps[0].get("layout") == "full" else "stock transformers, without"
     assert stocks in report.reload.loader
     assert any(warning.startswith("text_only_calibration:") for warning in report.warnings)
     written = open_checkpoint(tmp_path / "a")
-    assert written.config["model_type"] == kind
+    assert written.config["model_type"].removeprefix("modepress_") == kind
     assert report.parameters.after == report.plan.parameters_after
     before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
     assert written.placed is not None

@@ -228,7 +228,7 @@ def test_a_projector_as_wide_as_the_mlp_rules_out_portable(tmp_path: Path) -> No
     assert codes(folder, recipe(modules=["query_key", "value_output"])) == {}
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_images_are_not_shown_where_the_walk_would_see_them_wrongly(tmp_path: Path, kind: str) -> None:
     folder = make_tiny_composite(tmp_path, kind, COMPOSITES[kind].decoder)
     asked = Recipe.model_validate(recipe().model_dump() | IMAGES)

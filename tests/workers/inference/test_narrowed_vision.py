@@ -22,7 +22,7 @@ URL = {"url": "data:image/png;base64,"}
 
 
 @pytest.mark.parametrize("layout", ["portable", "full"])
-@pytest.mark.parametrize("kind", ["llava", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_a_narrowed_model_is_served_with_its_images(tmp_path: Path, kind: Any, layout: str) -> None:
     folder, target = make_tiny_vision_model(tmp_path / "m", kind), tmp_path / "a"
     done = walk(folder, step(layout=layout), random_tokens(4, 32))
