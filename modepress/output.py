@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from api_schemas.plans import ModelPart
+
 Form = Callable[[float], str]
 
 UNFOLDED = 1000
@@ -72,6 +74,14 @@ def size(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.1f} {unit}"
     return f"{number:.0f} B"
+
+
+def parts(of: Sequence[ModelPart]) -> list[str]:
+    """The parts of a model that has several, on one line; none otherwise."""
+    if not of:
+        return []
+    sizes = ", ".join(f"{part.name} {count(part.parameters)} parameters" for part in of)
+    return [f"parts: {sizes}; the language part alone can change"]
 
 
 def seconds(number: float) -> str:

@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from api_schemas.reports import CompressionReport, MeasuredPair, SearchReport
+from api_schemas.reports import CompressionReport, MeasuredPair, SearchReport, TextUse
 from modepress import output
 
 
@@ -31,7 +31,8 @@ def report_table(report: CompressionReport) -> RenderableType:
         ),
         f"against the original: mean KL {divergence.mean_kl:.4f}, 99th percentile {divergence.kl_99th_percentile:.3f} "
         f"nats per token; same first choice on {divergence.top1_agreement:.1%} of tokens",
-        f"calibrated on {report.calibration.tokens_used} tokens ({report.calibration.source}), "
+        f"calibrated on {report.calibration.tokens_used} tokens{_images(report.calibration)} "
+        f"({report.calibration.source}), "
         f"judged on {report.evaluation.tokens_used} others ({report.evaluation.source})",
         f"reloaded in a fresh process by {report.reload.loader}: logits differ by at most "
         f"{report.reload.max_logit_difference:.2g} (tolerance {report.reload.tolerance:.2g})",
@@ -63,6 +64,10 @@ def _frontier(search: SearchReport) -> tuple[RenderableType, ...]:
     )
     table = output.table(("sparsity", ">parameters", ">predicted", ">perplexity", ">change", "met"), rows)
     return (text, table, f"ended because {search.ended}; first predicted from {search.predicted_from}")
+
+
+def _images(text: TextUse) -> str:
+    return f", {text.image_tokens} of them of {text.images} images" if text.images else ""
 
 
 def _change(before: float, after: float) -> str:

@@ -112,6 +112,7 @@ def _describe(model: Model) -> str:
             f"{output.size(facts.bytes)} {facts.dtype}, context {facts.context_length or 'unknown'}"
             + (", tied head" if facts.tied_head else "")
         )
+        lines += output.parts(facts.parts)
         lines += [f"cannot be compressed: {blocker.code}: {blocker.message}" for blocker in facts.blockers]
         lines += [f"warning: {warning}" for warning in facts.warnings]
     return "\n".join(lines)

@@ -20,6 +20,7 @@ def plan_table(plan: Plan) -> RenderableType:
     time_needed = f"about {output.seconds(plan.estimated_seconds)} ({plan.estimate_basis})"
     lines = [
         *_narrowing(plan),
+        *output.parts(plan.parts),
         *(
             f"step {number} of {len(plan.steps)}, {one.method}: {output.size(one.bytes_before)} of weights become "
             f"{output.size(one.bytes_after)}"

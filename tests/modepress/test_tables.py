@@ -9,6 +9,7 @@ from api_schemas.recipe import Recipe
 from modepress.commands.plan_table import plan_table
 from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan
+from tests.tiny_composites import make_tiny_composite
 from tests.tiny_models import make_tiny_model
 
 
@@ -30,3 +31,10 @@ def test_a_plan_names_each_step_and_what_it_does_to_the_bytes(tmp_path: Path) ->
     alone = shown(folder, gptq)
     assert "every width stays" in alone
     assert "step 1" not in alone
+
+
+def test_a_plan_names_the_parts_of_a_model_that_has_several(tmp_path: Path) -> None:
+    step = {"method": "modegpt", "sparsity": 0.3}
+    assert "parts:" not in shown(make_tiny_model(tmp_path / "text", intermediate=96), step)
+    said = shown(make_tiny_composite(tmp_path / "m", intermediate=96), step)
+    assert "parts: language 49.82 k parameters, projector 1.60 k parameters, vision 13.49 k parameters;" in said

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from api_schemas.errors import InvalidCheckpoint
@@ -240,3 +242,37 @@ def test_a_decoder_that_is_only_found_inside_is_refused_alone(tmp_path: Path) ->
     edit_config(folder, lambda config: config.update(model_type="qwen2_vl_text", architectures=["Qwen2VLTextModel"]))
     named = [(one.code, one.param) for one in describe(open_checkpoint(folder)).blockers]
     assert named == [("unsupported_architecture", "model_type")]
+
+
+PLACES = st.sampled_from(["", "text_config"])
+KEYS = st.sampled_from(
+    "model_type architectures text_config vision_config hidden_size num_attention_heads num_key_value_heads head_dim "
+    "intermediate_size num_hidden_layers vocab_size tie_word_embeddings quantization_config block_shapes".split()
+)
+LEAVES = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(max_size=5)
+VALUES = LEAVES | st.lists(LEAVES, max_size=2) | st.dictionaries(st.text(max_size=5), LEAVES, max_size=2)
+CHANGES = st.lists(st.tuples(PLACES, KEYS, VALUES), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_composite(tmp_path_factory.mktemp("llava"))
+
+
+@settings(max_examples=300, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=CHANGES)
+def test_whatever_the_configuration_only_one_kind_of_error(llava: Path, changes: list[tuple[str, str, Any]]) -> None:
+    original = (llava / "config.json").read_text()
+    config = json.loads(original)
+    for place, key, value in changes:
+        target = config.get(place, config) if place else config
+        if isinstance(target, dict):
+            target[key] = value
+    (llava / "config.json").write_text(json.dumps(config))
+    try:
+        facts = describe(open_checkpoint(llava))
+    except InvalidCheckpoint:
+        return
+    finally:
+        (llava / "config.json").write_text(original)
+    assert facts.parameters == 55696
