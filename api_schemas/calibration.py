@@ -47,6 +47,13 @@ class Calibration(TextSource):
     """The text whose activations the statistics are taken from."""
 
     num_samples: Annotated[int, Field(ge=1, le=65536, description="windows wanted")] = 16
+    forward: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(
+            description="dtype of the products in the calibration's forward passes; hidden states, statistics and "
+            "solves stay as they are. bfloat16 is faster where the processor has it, and the result a little different"
+        ),
+    ] = "float32"
     image_field: Annotated[
         str | None,
         Field(

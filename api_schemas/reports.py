@@ -88,7 +88,13 @@ class BlockReport(Frozen):
 
     step: Annotated[int, Field(description="number of the recipe's step, from 0")] = 0
     block: int
-    block_influence: float
+    block_influence: Annotated[
+        float,
+        Field(
+            description="1 − E[cos] of the original block's inputs and outputs; in mode reference with propagation "
+            "sequential, on the first calibration chunk"
+        ),
+    ]
     sparsity: Annotated[float, Field(description="fraction of this block's parameters removed")]
     parameters: CountBeforeAfter
     bytes: Annotated[CountBeforeAfter, Field(description="of its weights, scales included")]

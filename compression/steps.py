@@ -57,15 +57,17 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
         exact = settled(recipe, ready.plan.sparsity_requested)
         exact, ready, removed = remove_blocks(exact, asked, store, stages)
         model = ready.model
-        method = choose_method(exact, ready, store, stages)
-        require_met(asked.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
-        with stages.stage("compressing", f"compressing {model.blocks} blocks"):
-            walker = choose_walker(exact, ready, method, store)
-            reports += _walk(model, walker, store, stages, 0, total)
+        with ready.model.products_in(recipe.calibration.forward):
+            method = choose_method(exact, ready, store, stages)
+            require_met(asked.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
+            with stages.stage("compressing", f"compressing {model.blocks} blocks"):
+                walker = choose_walker(exact, ready, method, store)
+                reports += _walk(model, walker, store, stages, 0, total)
         model, shapes = NarrowedModel(ready.model, method, store), method.shapes
     if (step := recipe.quantization) is not None:
         last = FolderBlockStore(store.folder / "quantized", store.group)
-        with stages.stage("quantizing", f"quantising the linears of {model.blocks} blocks by {step.method}"):
+        said = f"quantising the linears of {model.blocks} blocks by {step.method}"
+        with stages.stage("quantizing", said), ready.model.products_in(recipe.calibration.forward):
             hidden = ready.calibration.embed(model, ready.share.windows)
             stream = LinearStream(model, linear_method(step), hidden, ready.share)
             reports += _walk(model, stream, last, stages, total - 1, total)

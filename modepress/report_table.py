@@ -32,7 +32,7 @@ def report_table(report: CompressionReport) -> RenderableType:
         f"against the original: mean KL {divergence.mean_kl:.4f}, 99th percentile {divergence.kl_99th_percentile:.3f} "
         f"nats per token; same first choice on {divergence.top1_agreement:.1%} of tokens",
         f"calibrated on {report.calibration.tokens_used} tokens{_images(report.calibration)} "
-        f"({report.calibration.source}), "
+        f"({report.calibration.source}){_roughly(report)}, "
         f"judged on {report.evaluation.tokens_used} others ({report.evaluation.source})",
         f"reloaded in a fresh process by {report.reload.loader}: logits differ by at most "
         f"{report.reload.max_logit_difference:.2g} (tolerance {report.reload.tolerance:.2g})",
@@ -42,6 +42,11 @@ def report_table(report: CompressionReport) -> RenderableType:
     ]
     searched = () if report.search is None else ("", *_frontier(report.search))
     return Group(output.table(("", ">before", ">after", ">change"), rows), "", *lines, *searched)
+
+
+def _roughly(report: CompressionReport) -> str:
+    dtype = report.recipe.calibration.forward
+    return "" if dtype == "float32" else f" with products in {dtype}"
 
 
 def _frontier(search: SearchReport) -> tuple[RenderableType, ...]:

@@ -16,6 +16,7 @@ SEARCH_SHARE = 4  # a target for quality is measured on one window beyond so man
 SAMPLE_SHARE, SAMPLE_TOKENS = 4, 8192  # the backward pass runs on one in so many windows, and on no more tokens
 FLOAT32, FLOAT64 = 4, 8
 CHUNK_TOKENS = 2048  # tokens of one forward pass of the walk, where windows are shorter
+GRAM_PANEL = 256  # columns at once of a Gram matrix, of which only the upper triangle is computed
 HEAD_ROWS = 256  # tokens whose logits are held at once in evaluation
 
 
@@ -82,7 +83,7 @@ def flops(work: Workload) -> float:
     compressed_used = work.compressed_parameters - work.compressed_idle_parameters
     dense = 2 * used + attention * work.calibration_length
     compressed = 2 * compressed_used + attention * work.calibration_length
-    gram = 2 * size.mlp_width**2 * size.routed
+    gram = size.mlp_width * (size.mlp_width + GRAM_PANEL) * size.routed
     solve = (size.mlp_width**3 + 2 * size.mlp_width**2 * size.hidden) * size.experts
     head = 2 * size.hidden * size.vocabulary
     if not work.narrows:

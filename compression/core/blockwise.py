@@ -6,6 +6,7 @@ with the amount of text. Whether a block was solved now or in an earlier attempt
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from compression.core.parallel import WHOLE, Group, Share, share_of
 from compression.core.protocols import BlockResult, BlockStore, Method, Step, Streamed, Walker
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
+from compression.core.taps import silenced
 from preflight.families import Dimensions
 
 CHUNK_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix units busy, little enough to stay in cache
@@ -138,6 +140,7 @@ class OneStream:
         """
         self.model, self.method, self.size, self.hidden, self.share = model, method, size, hidden, share
         self.dense = propagation == "dense"
+        self._downs = tuple(mlp.down for mlp in model.family.mlps(size))
 
     def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
         """Observe, solve and pass one block."""
@@ -164,14 +167,23 @@ class OneStream:
         return self.model.resized_block(index, state, shape, self.method.scaling(index))
 
     def _observe_(self, block: nn.Module, index: int, statistics: BlockStatistics) -> tuple[Tensor, Tensor]:
-        """Run the original block over all chunks; returns the first chunk's inputs and outputs."""
-        start = self.hidden[next(chunks(self.hidden))].clone()
-        first: Tensor = start
+        """Run the original block over all chunks; returns the first chunk's inputs and outputs.
+
+        Its outputs are not what the next block reads unless propagation is dense: then beyond the first chunk nobody
+        asks for them, and the MLP's last product is left out.
+        """
+        first, *others = chunks(self.hidden)
+        start = self.hidden[first].clone()
         with statistics.watching(block):
-            for number, part in enumerate(chunks(self.hidden)):
-                output = self.model.forward(block, self.hidden[part], index)
-                statistics.influence.add(self.hidden[part], output)
-                first = output if number == 0 else first
-                if self.dense:
-                    self.hidden[part] = output
-        return start, first
+            output = self.model.forward(block, start, index)
+            if self.dense or self.share.leads:
+                statistics.influence.add(start, output)
+            with nullcontext() if self.dense else silenced(block, self._downs):
+                for part in others:
+                    after = self.model.forward(block, self.hidden[part], index)
+                    if self.dense:
+                        statistics.influence.add(self.hidden[part], after)
+                        self.hidden[part] = after
+        if self.dense:
+            self.hidden[first] = output
+        return start, output

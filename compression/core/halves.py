@@ -16,19 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.core.streamed_model import StreamedModel
-from compression.core.taps import run_until
-
-
-class _SilentLinear(nn.Module):
-    """A linear that says nothing, and remembers what it was told."""
-
-    def __init__(self, outputs: int, name: str, heard: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.outputs, self.name, self.heard = outputs, name, heard
-
-    def forward(self, states: Tensor) -> Tensor:
-        self.heard[self.name] = states
-        return states.new_zeros(*states.shape[:-1], self.outputs)
+from compression.core.taps import inputs_of, run_until, silenced
 
 
 class _SilentAttention(nn.Module):
@@ -88,7 +76,7 @@ class Halves:
         settings = model.config.to_dict()
         self.parallel = self.family.is_parallel(settings)
         self.scale = self.family.factor(settings, self.family.residual_scale)
-        self._width, self._downs = model.size.hidden, tuple(mlp.down for mlp in self.family.mlps(model.size))
+        self._downs = tuple(mlp.down for mlp in self.family.mlps(model.size))
 
     def half_way(self, block: nn.Module, hidden: Tensor, index: int) -> Tensor:
         """The stream that the MLP's norm reads when the block gets `hidden [windows, tokens, hidden]`."""
@@ -113,7 +101,7 @@ class Halves:
 
         That is half way in a sequential block, and the end of a parallel one, whose MLP counts as said already.
         """
-        with self._silent(block, (self.family.attention.output,)) as heard:
+        with _silent(block, (self.family.attention.output,)) as heard:
             rest = self.model.forward(block, hidden, index) if self.parallel else self.half_way(block, hidden, index)
         return Heard(rest, heard)
 
@@ -121,7 +109,7 @@ class Halves:
         """Run from where the MLP reads to the end with silent down projections."""
         experts = self.family.experts
         if experts is None:
-            with self._silent(block, self._downs) as heard:
+            with _silent(block, self._downs) as heard:
                 return Heard(self.finish(block, middle, index), heard)
         told: list[Tensor] = []
 
@@ -130,7 +118,7 @@ class Halves:
 
         handle = block.get_submodule(experts.module).register_forward_pre_hook(listen)
         try:
-            with self._silent(block, self._downs) as heard:
+            with _silent(block, self._downs) as heard:
                 rest = self.finish(block, middle, index)
         finally:
             handle.remove()
@@ -138,24 +126,17 @@ class Halves:
 
     @contextmanager
     def _without_attention(self, block: nn.Module) -> Iterator[None]:
-        with _instead(block, {self.family.attention.module: _SilentAttention()}):
+        name = self.family.attention.module
+        attention = block.get_submodule(name)
+        block.set_submodule(name, _SilentAttention())
+        try:
             yield
-
-    @contextmanager
-    def _silent(self, block: nn.Module, linears: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        heard: dict[str, Tensor] = {}
-        with _instead(block, {name: _SilentLinear(self._width, name, heard) for name in linears}):
-            yield heard
+        finally:
+            block.set_submodule(name, attention)
 
 
 @contextmanager
-def _instead(block: nn.Module, modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Put other modules in the places of a block's own for a while."""
-    own = {name: block.get_submodule(name) for name in modules}
-    try:
-        for name, module in modules.items():
-            block.set_submodule(name, module)
-        yield
-    finally:
-        for name, module in own.items():
-            block.set_submodule(name, module)
+def _silent(block: nn.Module, linears: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Linears that say nothing, and what each is told, by name."""
+    with inputs_of(block, {name: name for name in linears}) as heard, silenced(block, linears):
+        yield heard

@@ -10,6 +10,7 @@ from api_schemas.errors import JobFailed
 DAMPINGS = (0.0, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2)
 SMALLEST_PIVOT = 1e-13  # of the largest diagonal entry: below it the factor is rounding noise
 COLUMNS = 1024  # of an inverse or a product held at once: a wide MLP's matrices take a gigabyte each
+PANEL = 256  # columns of a Gram matrix made at once: few enough to skip most of the lower triangle, enough for BLAS-3
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,22 @@ def energy(D: Tensor, C: Tensor) -> Tensor:
     return total
 
 
-def symmetrize_(A: Tensor) -> Tensor:
-    """Replace a square A by `(A + Aᵀ) / 2`, in place, block by block."""
-    for start in range(0, len(A), COLUMNS):
+def add_gram_(upper: Tensor, rows: Tensor) -> None:
+    """Add `rowsᵀ rows` to the upper triangle of `[n, n]`, in `upper`'s dtype; the rest of it is left undefined.
+
+    The products are in the dtype of `rows [tokens, n]`. About half the operations of the whole product, and never a
+    second `[n, n]`.
+    """
+    for start in range(0, len(upper), PANEL):
+        columns = slice(start, start + PANEL)
+        upper[columns, start:] += rows[:, columns].T @ rows[:, start:]
+
+
+def mirror_(upper: Tensor) -> Tensor:
+    """Copy the upper triangle of a square matrix over its lower one, in place, block by block."""
+    for start in range(0, len(upper), COLUMNS):
         rows = slice(start, start + COLUMNS)
-        for other in range(start, len(A), COLUMNS):
-            columns = slice(other, other + COLUMNS)
-            mean = (A[rows, columns] + A[columns, rows].T) / 2
-            A[rows, columns] = mean
-            A[columns, rows] = mean.T
-    return A
+        block = upper[rows, rows]
+        block.copy_(block.triu() + block.triu(1).T)
+        upper[start + COLUMNS :, rows] = upper[rows, start + COLUMNS :].T
+    return upper

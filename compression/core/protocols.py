@@ -65,7 +65,7 @@ class Step:
 
     Attributes:
         solution: its tensors and what each part lost.
-        block_influence: `1 − E[cos(x_in, x_out)]` of the original block.
+        block_influence: `1 − E[cos(x_in, x_out)]` of the original block, on all tokens or on the first chunk's.
         relative_output_error: ‖ŷ − y‖/‖y − x‖ of narrowed and original block on the same inputs x.
         stream_error: ‖compressed − original‖/‖original‖ of the hidden states after it, where both streams are walked.
     """

@@ -36,7 +36,7 @@ class Removal:
         return self.order[len(self.order) - width :].sort().values
 
 
-def removal_order(C: Tensor, D: Tensor, metric: Tensor | None, multiple: int = 1) -> Removal:
+def removal_order(C: Tensor, D: Tensor, metric: Tensor | None, multiple: int = 1, until: int = 0) -> Removal:
     """Order the units of an MLP by what they would take with them.
 
     Args:
@@ -44,30 +44,33 @@ def removal_order(C: Tensor, D: Tensor, metric: Tensor | None, multiple: int = 1
         D: `[d, m]` float64 down projection.
         metric: `[d, d]` float64, symmetric positive semi-definite, on the outputs; None is the identity.
         multiple: batches are multiples of this, so that the priced widths are widths that will be asked for.
+        until: the smallest width that will be asked for; the units left there come in no order.
     """
     count = len(C)
     batch = max(multiple, multiple * round(count / BATCHES / multiple))
-    floor = FLOOR * C.diagonal().mean()
-    inverse = torch.cholesky_inverse(
-        factorize(C + floor * torch.eye(count, dtype=C.dtype, device=C.device), "MLP correlation").lower
-    )
-    W = D if metric is None else symmetric_factor(metric).T @ D
+    inverse = torch.cholesky_inverse(factorize(C, "MLP correlation", float(FLOOR * C.diagonal().mean())).lower)
+    W = D.clone() if metric is None else symmetric_factor(metric).T @ D
     alive, removed = torch.arange(count, device=C.device), []
     widths, losses = [count], [0.0]
-    while len(alive) > batch:
-        saliency = W.square().sum(dim=0) / inverse.diagonal()
-        going = torch.topk(saliency, batch, largest=False).indices
-        pulled = torch.linalg.solve(inverse[going][:, going], inverse[going])  # (C⁻¹_qq)⁻¹ C⁻¹_q:
-        price = torch.sum((W[:, going] @ torch.linalg.inv(inverse[going][:, going])) * W[:, going])
-        W = W - W[:, going] @ pulled
-        inverse = inverse - inverse[:, going] @ pulled
-        staying = torch.ones_like(alive, dtype=torch.bool)
-        staying[going] = False
+    while len(alive) > max(batch, until):
+        going = torch.topk(W.square().sum(dim=0) / inverse.diagonal(), batch, largest=False).indices
+        rows = inverse[going]
+        pulled = torch.linalg.solve(rows[:, going], rows)  # (C⁻¹_qq)⁻¹ C⁻¹_q:
+        price = torch.sum((W[:, going] @ torch.linalg.inv(rows[:, going])) * W[:, going])
+        W.addmm_(W[:, going], pulled, alpha=-1)
+        inverse.addmm_(rows.T, pulled, alpha=-1)
         removed.append(alive[going])
-        alive, W, inverse = alive[staying], W[:, staying], inverse[staying][:, staying]
+        staying = _without(going, len(alive))
+        alive, W, inverse = alive[staying], W[:, staying], inverse[staying[:, None], staying]
         widths.append(len(alive))
         losses.append(losses[-1] + max(0.0, float(price)))
     return Removal(torch.cat((*removed, alive)), tuple(widths), tuple(losses))
+
+
+def _without(going: Tensor, count: int) -> Tensor:
+    staying = torch.ones(count, dtype=torch.bool, device=going.device)
+    staying[going] = False
+    return staying.nonzero().flatten()
 
 
 def symmetric_factor(metric: Tensor) -> Tensor:

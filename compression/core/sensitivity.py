@@ -98,7 +98,7 @@ def _backward_(
                 end = model.forward(block, start, index)
             pulled = torch.autograd.grad(end, (start, *outputs.values()), gradient[part])
             for name, at_output in zip(outputs, pulled[1:], strict=True):
-                flat = at_output.reshape(-1, at_output.shape[-1])
+                flat = at_output.float().reshape(-1, at_output.shape[-1])
                 sums[name] += flat.T @ flat
             gradient[part] = pulled[0]
     for handle in handles:

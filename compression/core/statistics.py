@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from compression.core.linalg import symmetrize_
+from compression.core.linalg import add_gram_, mirror_
 from compression.core.parallel import WHOLE, Group, Share, sum_of_counts
 from preflight.families import Dimensions, Family
 
 
 class RunningGram:
-    """`Σ xᵀx` per group of channels, not centred; `[groups, width, width]` in float64."""
+    """`Σ xᵀx` per group of channels, not centred: `[groups, width, width]` in float64, kept as its upper triangle."""
 
     def __init__(self, groups: int, width: int) -> None:
         """Start at zero."""
@@ -28,26 +28,26 @@ class RunningGram:
 
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
-        rows = x.reshape(-1, self.groups, self.width)
+        rows = x.float().reshape(-1, self.groups, self.width)
         self.tokens += rows.shape[0]
         self._total += rows.sum(dim=0, dtype=torch.float64)
-        if self.groups == 1:
-            flat = rows[:, 0]
-            self._sum[0] += flat.T @ flat
-        else:
-            self._sum += torch.einsum("tgi,tgj->gij", rows, rows)
+        with torch.autocast(x.device.type, enabled=False):  # this is called amid forward passes
+            if self.groups == 1:
+                add_gram_(self._sum[0], rows[:, 0])
+            else:
+                self._sum += torch.einsum("tgi,tgj->gij", rows, rows)
 
     def mean(self) -> Tensor:
         """The correlation `E[x xᵀ]` per group, exactly symmetric."""
         mean = self._sum / max(1, self.tokens)
-        return (mean + mean.mT) / 2
+        return mean.triu() + mean.triu(1).mT
 
     def take_mean(self) -> Tensor:
         """`mean`, made in place of the sums, which are gone afterwards: a wide MLP's take a gigabyte."""
         mean, self._sum = self._sum, self._sum.new_zeros(0)
         mean /= max(1, self.tokens)
         for group in mean:
-            symmetrize_(group)
+            mirror_(group)
         return mean
 
     def covariance(self) -> Tensor:
@@ -75,7 +75,7 @@ class RunningEnergy:
 
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
-        rows = x.reshape(-1, self.groups, self.width)
+        rows = x.float().reshape(-1, self.groups, self.width)
         self.tokens += rows.shape[0]
         self._sum += rows.square().sum(dim=0, dtype=torch.float64)
 

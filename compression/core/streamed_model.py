@@ -77,6 +77,7 @@ class StreamedModel:
         self.config = stored if config is None else type(stored).from_dict(dict(config))
         self._bits = packed_bits(getattr(whole, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
+        self._in_bfloat16 = False
         shapes = getattr(self.config, "block_shapes", None) or getattr(whole, "block_shapes", None)
         self._reduced = shapes is not None
         self._skeleton: Any = self._build(shapes).eval().requires_grad_(False)
@@ -204,8 +205,18 @@ class StreamedModel:
         if self._rotary is not None:
             which = (self.config.layer_types[index],) if self.family.rotary_by_layer_type else ()
             angles["position_embeddings"] = self._rotary(hidden[:1], positions, *which)
-        output: Tensor = block(hidden, attention_mask=self._mask(index, length), position_ids=positions, **angles)
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+            output: Tensor = block(hidden, attention_mask=self._mask(index, length), position_ids=positions, **angles)
         return output
+
+    @contextmanager
+    def products_in(self, dtype: str) -> Iterator[None]:
+        """Blocks multiply in `float32` or `bfloat16` for a while; the stream and the norms stay in float32."""
+        before, self._in_bfloat16 = self._in_bfloat16, dtype == "bfloat16"
+        try:
+            yield
+        finally:
+            self._in_bfloat16 = before
 
     def _mask(self, index: int, length: int) -> Tensor | None:
         """None where plain causality suffices; a banded mask where this block's window is shorter.

@@ -57,7 +57,7 @@ def solve_value_output(
     solved = folds.refit(W, bias, at.config.output_ridge)
     if rank < size.head_dim:
         start, folds, damping, factors = _narrow_values(at, index, new, solved.weight, folds, rank)
-        solved = folds.refit(start, solved.bias, at.config.output_ridge)
+        solved = folds.refit(start, solved.bias, at.config.output_ridge, like=solved)
     error = folds.whole.relative_error(solved.weight, solved.bias)
     if rank < size.head_dim:
         solved = replace(solved, weight=solved.weight / factors.repeat_interleave(size.group, dim=0).flatten())

@@ -42,7 +42,7 @@ def correct_mlp_inputs(at: Streams, new: dict[str, Tensor], folds: Folds) -> lis
     """
     if at.family.experts is None:
         return correct_inputs(new, at.family.mlp.inputs, folds, at.config.input_ridge)
-    identity = torch.eye(at.size.hidden, dtype=torch.float64, device=folds.whole.gram.device)
+    identity = torch.eye(at.size.hidden, dtype=torch.float64, device=folds.fit.gram.device)
     solved = folds.towards(identity, None).refit(identity, None, at.config.input_ridge)
     linears = [linear for mlp in at.family.mlps(at.size) for linear in mlp.inputs]
     for linear in (at.family.experts.router, *linears):
@@ -143,7 +143,7 @@ def _solve_one(
     if width < at.size.mlp_width:
         kept = _units(at, folds.whole.gram, solved.weight, width, metric)
         folds = folds.selected(kept)
-        solved = folds.refit(solved.weight[:, kept], solved.bias, at.config.output_ridge)
+        solved = folds.refit(solved.weight[:, kept], solved.bias, at.config.output_ridge, like=solved)
         _keep(new, seen.names, kept)
     store(new, seen.names.down, solved)
     return solved, folds
@@ -152,7 +152,7 @@ def _solve_one(
 def _units(at: Streams, gram: Tensor, W: Tensor, width: int, metric: Tensor | None) -> Tensor:
     if at.config.chooses_columns == "leverage":
         return torch.topk(leverage_scores(gram, at.config.ridge), width).indices.sort().values
-    return removal_order(gram, W, metric, at.config.resolved_round_to).keep(width)
+    return removal_order(gram, W, metric, at.config.resolved_round_to, until=width).keep(width)
 
 
 def _keep_by_norm(new: dict[str, Tensor], names: Mlp, width: int) -> None:

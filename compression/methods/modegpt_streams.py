@@ -102,10 +102,10 @@ def correct_inputs(
     new: dict[str, Tensor], linears: tuple[str, ...], folds: Folds, ridge: float | None
 ) -> list[Refitted]:
     """Re-fit linears that read the stream, in place: from n(y), say what the original says of n(x)."""
-    solves = []
+    solves: list[Refitted] = []
     for linear in linears:
         W, b = weight_and_bias(new, linear)
-        solves.append(folds.towards(W, b).refit(W, b, ridge))
+        solves.append(folds.towards(W, b).refit(W, b, ridge, like=solves[-1] if solves else None))
         store(new, linear, solves[-1])
     return solves
 

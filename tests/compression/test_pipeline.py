@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from api_schemas.errors import InsufficientStorage, InvalidRecipe, ModepressError
 from api_schemas.events import ProgressEvent
@@ -16,6 +17,7 @@ from api_schemas.reports import CompressionReport
 from compression.core.protocols import Cancelled, NullSink
 from compression.judgement import GateFailed
 from compression.pipeline import compress
+from modepress.report_table import report_table
 from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan
 from tests.tiny_models import RUINOUS_STEP, make_tiny_model, teach
@@ -169,6 +171,27 @@ def test_another_recipe_never_picks_up_foreign_blocks(tmp_path: Path) -> None:
     run(folder, tmp_path / "two", recipe({"sparsity": 0.4}), blocks=tmp_path / "blocks")
     run(folder, tmp_path / "fresh", recipe({"sparsity": 0.4}), blocks=tmp_path / "elsewhere")
     assert hashes(tmp_path / "two") == hashes(tmp_path / "fresh") != hashes(tmp_path / "one")
+
+
+@pytest.mark.parametrize("steps", [[{"method": "gptq", "group_size": 32, "bits": 4}], None])
+def test_calibration_in_bfloat16_is_another_result_and_nearly_as_good(tmp_path: Path, steps: Any) -> None:
+    folder = make_tiny_model(tmp_path / "in", "llama", hidden=64, intermediate=160)
+    teach(folder)
+    asked = [
+        recipe(
+            calibration={"num_samples": 64, "sequence_length": 48, "forward": dtype},
+            **({"steps": steps} if steps else {}),
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    exact, rough = (run(folder, tmp_path / str(at) / "out", one) for at, one in enumerate(asked))
+    assert hashes(tmp_path / "0" / "out") != hashes(tmp_path / "1" / "out")
+    assert rough.perplexity.before == exact.perplexity.before  # judged in float32, whatever was calibrated in
+    assert rough.perplexity.after == pytest.approx(exact.perplexity.after, rel=0.02)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(report_table(rough))
+    assert "with products in bfloat16, judged on" in captured.get()
 
 
 def test_the_callers_random_generator_is_untouched(tmp_path: Path) -> None:

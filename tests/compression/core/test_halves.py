@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from compression.core.halves import Halves, Heard
+from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
+from compression.core.taps import silenced
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
 from tests.compression.kinds import CASES
@@ -68,6 +70,24 @@ def test_mlp_inputs_are_what_its_first_linear_reads(tmp_path: Path, kind: Any, s
     halves = Halves(model)
     got = halves.mlp_inputs(block, halves.half_way(block, hidden, 1), 1)
     assert torch.equal(got.flatten(0, -2), seen[0].flatten(0, -2))
+
+
+@EVERY
+@torch.inference_mode()
+def test_who_listens_to_silenced_linears_hears_the_same(tmp_path: Path, kind: Any, settings: dict[str, Any]) -> None:
+    """The walk of mode reference leaves out the down projections where nobody needs the block's outputs."""
+    model, block, hidden = loaded(tmp_path, kind, settings)
+    downs = [mlp.down for mlp in model.family.mlps(model.size)]
+    whole, short = BlockStatistics(model.family, model.size), BlockStatistics(model.family, model.size)
+    with whole.watching(block):
+        output = model.forward(block, hidden, 1)
+    with short.watching(block), silenced(block, downs):
+        assert not torch.equal(model.forward(block, hidden, 1), output)
+    for name in ("value", "query", "key"):
+        assert torch.equal(getattr(short, name).energy(), getattr(whole, name).energy())
+    for one, other in zip(short.experts, whole.experts, strict=True):
+        assert torch.equal(one.mean(), other.mean())
+    assert torch.equal(model.forward(block, hidden, 1), output)
 
 
 def test_shares_of_a_correction_add_up_and_are_the_smallest() -> None:

@@ -60,6 +60,14 @@ def test_a_dead_unit_goes_first_and_batches_are_multiples() -> None:
     assert all(width % 8 == 0 for width in removal.widths)
 
 
+@pytest.mark.parametrize("width", [95, 64, 40, 10, 1])
+def test_an_order_that_ends_early_keeps_the_same_units(width: int) -> None:
+    A, D = correlated(400, 96, 8), randn(5, 96, seed=9)
+    whole, short = (removal_order(A.T @ A / 400, D, None, multiple=4, until=until) for until in (0, width))
+    assert whole.keep(width).tolist() == short.keep(width).tolist()
+    assert short.losses == whole.losses[: len(short.losses)]
+
+
 def test_symmetric_factor_squares_to_its_metric() -> None:
     R = randn(5, 3, seed=1)
     factor = symmetric_factor(R @ R.T)

@@ -5,7 +5,7 @@ import torch
 
 from api_schemas.errors import JobFailed
 from compression.core import linalg
-from compression.core.linalg import all_finite, energy, factorize, symmetrize_
+from compression.core.linalg import add_gram_, all_finite, energy, factorize, mirror_
 from compression.core.statistics import RunningEnergy, RunningGram, RunningInfluence
 
 
@@ -74,7 +74,18 @@ def test_slices_of_columns_give_the_same_as_all_at_once(columns: int, monkeypatc
     torch.testing.assert_close(factorize(A, "A").inverse_diagonal(), torch.linalg.inv(A).diagonal())
     torch.testing.assert_close(energy(D, A), torch.trace(D @ A @ D.T))
     askew = activations(12, 12)
-    assert torch.equal(symmetrize_(askew.clone()), (askew + askew.T) / 2)
+    assert torch.equal(mirror_(askew.clone()), askew.triu() + askew.triu(1).T)
+
+
+@pytest.mark.parametrize("panel", [1, 4, 5, 12, 100])
+def test_panels_of_a_gram_add_up_to_the_whole_product(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "PANEL", panel)
+    one, other = activations(50, 12), activations(30, 12)
+    upper = torch.zeros(12, 12, dtype=torch.float64)
+    add_gram_(upper, one)
+    add_gram_(upper, other)
+    whole = one.double().T @ one.double() + other.double().T @ other.double()
+    torch.testing.assert_close(mirror_(upper), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_ridge_is_added_and_the_matrix_comes_back_as_it_was() -> None:

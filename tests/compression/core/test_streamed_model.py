@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from api_schemas.errors import InvalidCheckpoint
 from compression.core.blockwise import run_block_
+from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from preflight.checkpoint import describe, open_checkpoint
 from preflight.families import resolve
@@ -35,6 +36,30 @@ def test_streamed_logits_are_the_models_own(tmp_path: Path, kind: str, settings:
     with torch.inference_mode():
         expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
     torch.testing.assert_close(streamed_logits(folder, tokens), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+@torch.inference_mode()
+def test_products_in_bfloat16_are_near_those_in_float32_and_statistics_stay_in_float32(
+    tmp_path: Path, kind: str, settings: dict
+) -> None:
+    folder = make_tiny_model(tmp_path, kind, **settings)
+    model = StreamedModel(folder, resolve(json.loads((folder / "config.json").read_text())))
+    block, hidden = model.block(0, model.block_state(0)), model.embed(random_tokens(3, 20))
+    exact = model.forward(block, hidden, 0)
+    whole, rough = BlockStatistics(model.family, model.size), BlockStatistics(model.family, model.size)
+    with whole.watching(block):
+        model.forward(block, hidden, 0)
+    with model.products_in("bfloat16"), rough.watching(block):
+        near = model.forward(block, hidden, 0)
+    rounding = 0.3 if model.family.experts else 0.05  # a token between two experts may change sides
+    assert 0 < (near - exact).norm() < rounding * (exact - hidden).norm()
+    assert near.dtype == torch.float32
+    assert torch.equal(model.forward(block, hidden, 0), exact)  # and as before when it ends
+    for name in ("value", "mlp"):
+        said, meant = getattr(rough, name).mean(), getattr(whole, name).mean()
+        assert (said - meant).norm() < rounding * meant.norm()
+        assert torch.linalg.eigvalsh(said).min() > -1e-6 * said.diagonal(dim1=-2, dim2=-1).mean()  # exact sums
 
 
 def test_a_sliding_window_shorter_than_the_text_is_honoured(tmp_path: Path) -> None:
