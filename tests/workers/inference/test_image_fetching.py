@@ -185,16 +185,20 @@ def test_hostile_answers_are_bounded(script, code):
 
 @pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n"])
 def test_a_server_that_drips_is_cut_at_the_deadline(start):
+    patience = []
+
     def drip(connection):
         connection.sendall(start)
         for _ in range(400):
             connection.sendall(b"a")
             time.sleep(0.05)
+        patience.append("ended first")
 
     with hosting(drip, seconds=0.5) as (_, fetch):
         error = refusal(fetch, "http://images.example.org/")
     assert error.code == "image_fetch_failed"
     assert "time" in error.message
+    assert patience == []
 
 
 def test_https_is_never_spoken_in_the_clear():

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import AutoProcessor
-from transformers.utils import is_torchvision_available
 
-from api_schemas.errors import InvalidCheckpoint, InvalidRequest
+from api_schemas.errors import InvalidRequest
 from api_schemas.inference import ChatRequest
 from preflight.vision import TESTED
 from tests.tiny_vision_models import encoded, make_tiny_vision_model, picture
@@ -123,6 +122,29 @@ def test_prompt_and_pixels_are_those_of_transformers_own_template_and_processor(
         torch.testing.assert_close(value, stock[key], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("begin", ["<|im_start|>", ""])
+def test_a_begin_token_is_added_unless_the_template_has_it(folders, tmp_path, begin):
+    copy = shutil.copytree(folders["llava"], tmp_path / "begins")
+    path = copy / "tokenizer.json"
+    bos = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    single = [bos, {"Sequence": {"id": "A", "type_id": 0}}]
+    ids = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": ids}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    template = copy / "chat_template.jinja"
+    template.write_text(begin + template.read_text().replace("<|im_start|>", "## "))
+    stock = AutoProcessor.from_pretrained(copy, local_files_only=True, backend="pil")
+    loaded = load(plan_load(ModelSource("m", copy, 1.0)))
+    for image in ([], [picture(1)]):
+        parts = [*({"type": "image", "image": one} for one in image), {"type": "text", "text": "?"}]
+        expected = stock.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=True, return_dict=True, add_generation_prompt=True
+        )
+        prompt = task_of(loaded, *image, turns=conversation(len(image), "?")[:1]).prompt
+        assert prompt == expected["input_ids"][0]
+        assert prompt.count(1) == 1
+
+
 @pytest.mark.parametrize("name", TESTED)
 def test_the_answer_depends_on_the_image_and_on_the_order_of_images(vision, name):
     loaded = vision[name]
@@ -185,14 +207,6 @@ def test_nor_may_two_parts_spell_it_together(vision, name):
         assert caught.value.code in ("image_token_in_text", "chat_template_without_images")
 
 
-def changed(folder, tmp_path, name, change):
-    """A copy of a folder, in memory, with one of its JSON files changed."""
-    copy = shutil.copytree(folder, tmp_path / "changed")
-    path = copy / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    return load(plan_load(ModelSource("changed", copy, 1.0)))
-
-
 @pytest.mark.parametrize("name", ["qwen2_vl", "idefics3", "llava_onevision"])
 def test_folders_of_older_releases(vision, folders, tmp_path, name):
     """No processor_config.json where the class's own values do, and the template in a JSON file of its own."""
@@ -205,72 +219,6 @@ def test_folders_of_older_releases(vision, folders, tmp_path, name):
     loaded = load(plan_load(ModelSource("older", copy, 1.0)))
     assert loaded.tokenizer.chat_template is None
     assert task_of(loaded, picture(1)).prompt == task_of(vision[name], picture(1)).prompt
-
-
-def test_a_template_that_shows_no_images(folders, tmp_path):
-    copy = shutil.copytree(folders["llava"], tmp_path / "changed")
-    (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    loaded = load(plan_load(ModelSource("changed", copy, 1.0)))
-    text = loaded.tokenizer.decode(task_of(loaded, turns=conversation(0)).prompt)
-    assert text == "What is this?A hill.Sure?"
-    with pytest.raises(InvalidRequest) as caught:
-        task_of(loaded, picture(1))
-    assert caught.value.code == "chat_template_without_images"
-
-
-def test_no_processor_means_text_alone(folders, tmp_path):
-    copy = shutil.copytree(folders["llava"], tmp_path / "changed")
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        (copy / name).unlink()
-    template = (copy / "chat_template.jinja").read_text()
-    only_parts = template.replace("message['content'] is string", "false")  # as LLaVA's own: a string has no parts
-    assert only_parts != template
-    (copy / "chat_template.jinja").write_text(only_parts)
-    loaded = load(plan_load(ModelSource("changed", copy, 1.0)))
-    assert "What is this?" in loaded.tokenizer.decode(task_of(loaded, turns=conversation(0)).prompt)
-    with pytest.raises(InvalidRequest) as caught:
-        task_of(loaded, picture(1))
-    assert (caught.value.code, caught.value.param) == ("processor_missing", "messages.0.content.0")
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "code"),
-    [
-        ("processor_config.json", {"processor_class": "NoSuchProcessor"}, "processor_load_failed"),
-        ("processor_config.json", {"processor_class": "LlamaForCausalLM"}, "processor_load_failed"),
-    ],
-)
-def test_processors_that_cannot_be_loaded(folders, tmp_path, name, change, code):
-    with pytest.raises(InvalidCheckpoint) as caught:
-        changed(folders["llava"], tmp_path, name, change)
-    assert caught.value.code == code
-
-
-@pytest.mark.skipif(is_torchvision_available(), reason="says what is missing without torchvision")
-def test_a_processor_for_torchvision_alone_leaves_text(tmp_path):
-    loaded = load(plan_load(ModelSource("m", make_tiny_vision_model(tmp_path / "m", "mistral3"), 1.0)))
-    task = task_of(loaded, turns=conversation(0))
-    assert text_of(answer(loaded, task)) == generated(loaded, task.prompt, {}, task.max_tokens)[0]
-    with pytest.raises(InvalidRequest) as caught:
-        task_of(loaded, picture(1))
-    assert (caught.value.code, caught.value.param) == ("processor_needs_torchvision", "messages.0.content.0")
-    assert "pip install torchvision" in caught.value.message
-
-
-def test_an_image_that_the_models_processor_refuses(folders, tmp_path):
-    loaded = changed(folders["llava"], tmp_path, "preprocessor_config.json", {"size": {"shortest_edge": 0}})
-    with pytest.raises(InvalidRequest) as caught:
-        task_of(loaded, picture(1))
-    assert (caught.value.code, caught.value.param) == ("image_not_processable", "messages.0.content.0")
-
-
-def test_a_damaged_image_is_named_by_its_place(vision):
-    sound, damaged = encoded(picture(1)), encoded(picture(2))[:-40]
-    images = (ImageFile("messages.0.content.0", sound, 10**6), ImageFile("messages.0.content.1", damaged, 10**6))
-    body = {"model": "m", "messages": conversation(2)}
-    with pytest.raises(InvalidRequest) as caught:
-        chat_task(vision["llava"], ChatRequest.model_validate(body), images)
-    assert (caught.value.code, caught.value.param) == ("image_damaged", "messages.0.content.1")
 
 
 def test_no_cut_goes_through_an_image(vision, monkeypatch):
