@@ -135,16 +135,17 @@ def _side_files(contents: FolderContents) -> tuple[tuple[str, ...], list[str]]:
 
 def describe(checkpoint: Checkpoint) -> CheckpointFacts:
     """Say what a checkpoint is, what would stop every recipe, and what a user should know."""
-    whole, decoder = checkpoint.config, checkpoint.decoder
+    placed, decoder = checkpoint.placed, checkpoint.decoder
     config, tensors = decoder.config, decoder.tensors
+    whole = config if placed is None else placed.whole
     try:
         family = resolve(config)
     except InvalidCheckpoint:
         family = None  # find_blockers names the reason
     head = stored_head(config, tensors)
     is_copy = head_is_copy(config, tensors)
-    others = {} if checkpoint.placed is None else checkpoint.placed.others
-    counted = [entry for name, entry in tensors.items() if not (is_copy and name == head)] + list(others.values())
+    others = [] if placed is None else list(placed.others.values())
+    counted = [entry for name, entry in tensors.items() if not (is_copy and name == head)] + others
     dtypes: dict[str, int] = {}
     for entry in counted:
         dtypes[entry.dtype] = dtypes.get(entry.dtype, 0) + entry.parameters
@@ -152,13 +153,13 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         model_type=str(whole.get("model_type") or ""),
         architecture=architecture_of(whole),
         family=family.name if family else None,
-        modality="image-text" if checkpoint.placed or has_vision(whole) else "text",
+        modality="image-text" if placed or has_vision(whole) else "text",
         reads_images=reads_images(whole) and has_processor(checkpoint.side_files),
-        parts=count_parts(checkpoint.placed, counted),
+        parts=count_parts(placed, counted),
         parameters=sum(dtypes.values()),
         block_parameters=block_parameters(family, tensors),
         blocks=blocks_of(family, config),
-        bytes=sum(entry.bytes for entry in checkpoint.tensors.values()),
+        bytes=sum(entry.bytes for entry in (*tensors.values(), *others)),
         dtype=max(dtypes, key=lambda dtype: (dtypes[dtype], dtype), default=""),
         dtypes=dtypes,
         tied_head=bool(_setting(family, config, "tie_word_embeddings")) and (head is None or is_copy),
@@ -166,7 +167,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         context_length=whole_number(_setting(family, config, "max_position_embeddings")),
         has_tokenizer=checkpoint.tokenizer.present,
         has_chat_template=checkpoint.tokenizer.has_chat_template,
-        blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(checkpoint.placed, whole),
+        blockers=find_blockers(config, tensors, checkpoint.tokenizer) + part_blockers(placed, whole),
         warnings=checkpoint.warnings
         + find_warnings(config, tensors, checkpoint.tokenizer)
         + image_warnings(whole, checkpoint.side_files),

@@ -163,7 +163,10 @@ def test_a_plan_counts_all_parts_and_changes_the_language_part_alone(tmp_path: P
     checkpoint = open_checkpoint(make_tiny_composite(tmp_path))
     plan, facts = make_plan(checkpoint, recipe(), model="m"), describe(checkpoint)
     assert plan.blockers == ()
+    assert plan == make_plan(checkpoint.decoder, recipe(), model="m")
+    assert describe(checkpoint.decoder) == facts
     assert plan.parts == facts.parts
+    assert plan.bytes_before == facts.bytes == sum(part.bytes for part in facts.parts)
     assert plan.parameters_before == facts.parameters
     assert plan.parameters_before - plan.parameters_after == plan.block_parameters_before - plan.block_parameters_after
     assert any(warning.startswith("text_only_calibration:") for warning in plan.warnings)
