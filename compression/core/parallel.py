@@ -221,9 +221,9 @@ WHOLE = Share(Alone(), slice(None), 0)
 
 
 def share_of(group: Group, windows: int, windows_per_chunk: int) -> Share:
-    """This rank's share of so many windows; it is empty where there are more ranks than chunks."""
+    """This rank's share of so many windows; of later ranks it is empty where there are more ranks than chunks."""
     count = -(-windows // windows_per_chunk)
-    first, last = (count * rank // group.size for rank in (group.rank, group.rank + 1))
+    first, last = (-(-count * rank // group.size) for rank in (group.rank, group.rank + 1))
     return Share(group, slice(first * windows_per_chunk, min(last * windows_per_chunk, windows)), first)
 
 
