@@ -59,7 +59,8 @@ class Placed:
         Args:
             view: the changed decoder's configuration, as of a checkpoint of its own.
         """
-        nested = dict(self.whole.get(TEXT, self.whole))
+        flat = self.whole.get(TEXT) is None
+        nested = dict(self.whole if flat else self.whole[TEXT])
         own = {*OF_THE_WHOLE, *(("block_shapes", "model_type") if self.composite.fixed_decoder else ())}
         for key in (self.view.keys() | view.keys()) - own:
             value = view.get(key, _ABSENT)
@@ -67,7 +68,7 @@ class Placed:
                 nested.pop(key, None)
             elif value != self.view.get(key, _ABSENT):
                 nested[key] = value
-        whole = dict(self.whole) if TEXT in self.whole else nested
+        whole = nested if flat else dict(self.whole)
         whole.update({key: view[key] for key in ("quantization_config", "transformers_version") if key in view})
         if self.composite.fixed_decoder and "block_shapes" in view:
             whole.update(
@@ -77,7 +78,7 @@ class Placed:
             )
         if view["tie_word_embeddings"] != self.view["tie_word_embeddings"]:
             whole["tie_word_embeddings"] = view["tie_word_embeddings"]
-        if TEXT in self.whole:
+        if not flat:
             whole[TEXT] = {key: value for key, value in nested.items() if key not in LEFT_BEHIND}
         return {key: value for key, value in whole.items() if key not in LEFT_BEHIND}
 
@@ -112,7 +113,9 @@ def place(config: Mapping[str, Any], tensors: Mapping[str, TensorEntry]) -> Plac
 
 def _view(composite: Composite, config: Mapping[str, Any]) -> dict[str, Any]:
     """The decoder's configuration as of a checkpoint of its own."""
-    nested = config.get(TEXT, config if composite.may_be_flat else None)
+    nested = config.get(TEXT)
+    if nested is None and composite.may_be_flat:
+        nested = config
     if not isinstance(nested, Mapping):
         raise InvalidCheckpoint(
             "invalid_config",
