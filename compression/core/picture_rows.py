@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from api_schemas.calibration import Calibration
 from api_schemas.errors import InvalidCalibration
@@ -100,7 +100,7 @@ def _decoded(data: bytes, where: str) -> Image.Image:
                 raise InvalidCalibration(
                     "image_too_large", f"{where}: {width} × {height} pixels; at most {MAX_IMAGE_PIXELS} are read", ROLE
                 )
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # as a camera held it, as stock loaders do
     except UnidentifiedImageError as error:
         raise _bad(where, f"the image is not {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,5 +1,7 @@
 """Images among text: what block 0 is told of them, windows that cut none, and every refusal by name."""
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,19 @@ def test_an_image_that_cannot_serve_is_refused_by_name(tmp_path: Path, image: An
         next(rows)
     assert refused.value.code == code
     assert "line 2" in refused.value.message
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK"])
+def test_images_become_red_green_and_blue_as_the_camera_was_held(tmp_path: Path, mode: str) -> None:
+    kind = "JPEG" if mode in ("RGB", "L", "CMYK") else "PNG"
+    turned, held = Image.Exif(), io.BytesIO()
+    turned[0x0112] = 6  # a quarter turn
+    picture(0, (20, 10)).convert(mode).save(held, kind, exif=turned)
+    given = {"text": "words", "image": {"bytes": base64.b64encode(held.getvalue()).decode()}}
+    path = write_rows(tmp_path / "rows.jsonl", [given])
+    image = next(picture_rows(path, source(path), None, None)).image
+    assert image is not None
+    assert (image.mode, image.size) == ("RGB", (10, 20))
 
 
 def test_an_upload_cannot_name_files(tmp_path: Path) -> None:
