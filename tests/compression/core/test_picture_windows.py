@@ -25,6 +25,7 @@ from preflight.checkpoint import open_checkpoint
 from preflight.composite_rows import COMPOSITES
 from preflight.families import resolve
 from tests.picture_rows import file_of, in_row, mixed_rows, picture, write_rows
+from tests.tiny_composites import IMAGE as IMAGE_SIDE
 from tests.tiny_composites import KINDS, make_tiny_composite
 
 # mistral3's processor asks for torchvision
@@ -42,9 +43,9 @@ def streamed(folder: Path) -> StreamedModel:
     return StreamedModel(folder, resolve(decoder.config), decoder.tensors)
 
 
-def windows_of(folder: Path, kind: str, rows: list[Any], wanted: int = 6) -> Windows:
+def windows_of(folder: Path, kind: str, rows: list[Any], wanted: int = 6, **more: Any) -> Windows:
     path = write_rows(folder / "rows.jsonl", rows)
-    asked, tokenizer = source(path), AutoTokenizer.from_pretrained(folder)
+    asked, tokenizer = source(path, **more), AutoTokenizer.from_pretrained(folder)
     return load_pictures(
         asked, wanted, picture_rows(path, asked, tokenizer, None), PictureEncoder(folder, COMPOSITES[kind])
     )
@@ -84,6 +85,24 @@ def test_windows_hold_whole_images_at_their_places(tmp_path: Path, kind: str) ->
     torch.testing.assert_close(seeing(model, windows, slice(2, 5)).embed(windows.tokens[2:5]), hidden[2:5])
     with pytest.raises(ValueError, match="other windows"):
         seeing(model, windows, slice(2, 5)).embed(windows.tokens[1:4])
+
+
+def test_an_image_in_tiles_is_whole_with_the_words_between_them(tmp_path: Path) -> None:
+    """Idefics 3 cuts large images into tiles, each behind words that say its row and column."""
+    folder = make_tiny_composite(tmp_path, "idefics3")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    settings |= {"do_image_splitting": True, "size": {"longest_edge": 2 * IMAGE_SIDE}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    encoder = PictureEncoder(folder, COMPOSITES["idefics3"])
+    encoded = encoder.encode(PictureRow("what is this?", picture(1), "", "row 1"))
+    tiles = 4 * 5  # two by two, and the whole
+    assert len(encoded.places) == tiles
+    assert encoded.places[-1] - encoded.places[0] >= tiles  # words between
+    rows = [{"image": in_row(picture(seed)), "text": f"number {seed} " * 9} for seed in range(9)]
+    windows = windows_of(folder, "idefics3", rows, wanted=3, sequence_length=2 * len(encoded.tokens) + 20)
+    marked = (windows.tokens == IMAGE).sum(dim=1)
+    assert (marked % tiles == 0).all()
+    assert windows.use.image_tokens == tiles * windows.use.images > 0
 
 
 def test_the_report_knows_one_image_from_another(tmp_path: Path) -> None:
