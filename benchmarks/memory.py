@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="depth; default is the shape's own")
     parser.add_argument("--mode", choices=("reference", "refined"), default="reference")
     parser.add_argument("--layout", choices=("portable", "full"), default="portable")
+    parser.add_argument("--allocation", default="uniform")
     parser.add_argument("--sparsity", type=float, default=0.3)
     parser.add_argument("--modules", nargs="*", help="parts to reduce; default is the layout's")
     parser.add_argument("--windows", type=int, default=4, help="calibration windows")
@@ -188,7 +189,7 @@ def main() -> None:
     hidden, width, blocks, heads, kv_heads = SHAPES[asked.shape]
     blocks = asked.blocks or blocks
     step = {"method": "modegpt", "mode": asked.mode, "layout": asked.layout, "sparsity": asked.sparsity}
-    step |= {"allocation": "uniform"}
+    step |= {"allocation": asked.allocation}
     if asked.modules:
         step["modules"] = asked.modules
     recipe = {

@@ -35,6 +35,7 @@ class Workload:
     evaluation_length: int
     narrows: bool
     refined: bool
+    priced: bool
     streams: int
     passes: int
     sample_tokens: int
@@ -65,6 +66,7 @@ class Workload:
             evaluation_length=evaluation.sequence_length,
             narrows=recipe.structure is not None,
             refined=refined,
+            priced=recipe.structure is not None and recipe.structure.resolved_allocation == "marginal_error",
             streams=3 + len(family.post_norms) if refined else 1,
             passes=3 if family.is_parallel(config) else 2,
             sample_tokens=_sample_tokens(recipe),
@@ -120,7 +122,7 @@ def peak_memory_bytes(work: Workload) -> int:
         walk += chunk * (size.mlp_width + 4 * size.hidden) * FLOAT32
     else:
         walk += blocks + window + (5 * square + 3 * cross if work.refined else 0)
-    backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + 8 * square
+    backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + (5 if work.priced else 1) * square
     if work.refined and size.experts > 1:  # moments of every expert at once, in two folds; narrow experts, wide streams
         walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
         backward += size.experts * square + 6 * size.hidden**2 * FLOAT64

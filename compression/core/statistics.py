@@ -40,7 +40,9 @@ class RunningGram:
     def mean(self) -> Tensor:
         """The correlation `E[x xᵀ]` per group, exactly symmetric."""
         mean = self._sum / max(1, self.tokens)
-        return mean.triu() + mean.triu(1).mT
+        for group in mean:
+            mirror_(group)
+        return mean
 
     def take_mean(self) -> Tensor:
         """`mean`, made in place of the sums, which are gone afterwards: a wide MLP's take a gigabyte."""
