@@ -121,7 +121,7 @@ def peak_memory_bytes(work: Workload) -> int:
         walk += work.block_parameters * FLOAT32 + work.block_bytes + (size.experts + 1.5) * square
         walk += chunk * (size.mlp_width + 4 * size.hidden) * FLOAT32
     else:
-        walk += blocks + window + (5 * square + 3 * cross if work.refined else 0)
+        walk += blocks + window + (6 * square + 3 * cross if work.refined else 0)
     backward = work.sample_tokens * state * (size.blocks + 2) + blocks + 2 * window + (5 if work.priced else 1) * square
     if work.refined and size.experts > 1:  # moments of every expert at once, in two folds; narrow experts, wide streams
         walk += 2 * size.experts * (square + cross) + 10 * size.hidden**2 * FLOAT64
