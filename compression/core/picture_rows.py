@@ -3,20 +3,19 @@
 import base64
 import binascii
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from api_schemas.calibration import Calibration
-from api_schemas.errors import InvalidCalibration
+from api_schemas.errors import InvalidCalibration, InvalidRequest
+from compression.core.image_decoding import decode
 from compression.core.text_rows import Role, is_jsonl, jsonl_values, row_text
 from preflight.text_paths import resolve_text_path
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_IMAGE_PIXELS = 64 * 1024**2  # 192 MB in memory as red, green and blue
 ROLE: Role = "calibration"
@@ -92,19 +91,11 @@ def _bytes_of(given: Any, rows: Path, source: Calibration, roots: Sequence[Path]
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
-    """Red, green and blue; the size is looked at before anything is unpacked."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise InvalidCalibration(
-                    "image_too_large", f"{where}: {width} × {height} pixels; at most {MAX_IMAGE_PIXELS} are read", ROLE
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")  # as a camera held it, as stock loaders do
-    except UnidentifiedImageError as error:
-        raise _bad(where, f"the image is not {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _bad(where, f"the image cannot be read ({error})") from error
+        return decode(data, MAX_IMAGE_PIXELS)
+    except InvalidRequest as error:
+        code = "image_too_large" if error.code == "image_too_many_pixels" else "bad_image"
+        raise InvalidCalibration(code, f"{where}: {error.message}; mend the row or leave it out", ROLE) from error
 
 
 def _bad(where: str, why: str) -> InvalidCalibration:

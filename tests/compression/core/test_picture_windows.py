@@ -198,6 +198,7 @@ def test_the_loss_does_not_ask_for_image_tokens(tmp_path: Path) -> None:
         ("../outside.png", "path_not_allowed"),
         ("torn.png", "bad_image"),
         ("wide.png", "image_too_large"),
+        ("wide.webp", "image_too_large"),
     ],
 )
 def test_an_image_that_cannot_serve_is_refused_by_name(tmp_path: Path, image: Any, code: str) -> None:
@@ -205,6 +206,9 @@ def test_an_image_that_cannot_serve_is_refused_by_name(tmp_path: Path, image: An
     (tmp_path / "outside.png").write_bytes(file_of(picture(0)))
     (tmp_path / "in" / "torn.png").write_bytes(file_of(picture(0))[:200])
     (tmp_path / "in" / "wide.png").write_bytes(file_of(Image.new("1", (9000, 9000))))
+    # Pillow would ask for gigabytes before it says how large this one is
+    bomb = b"RIFF" + bytes(4) + b"WEBPVP8X" + bytes(8) + 2 * (11999).to_bytes(3, "little")
+    (tmp_path / "in" / "wide.webp").write_bytes(bomb)
     path = write_rows(tmp_path / "in" / "rows.jsonl", [{"text": "fine"}, {"text": "words", "image": image}])
     rows = picture_rows(path, source(path), None, [tmp_path / "in"])
     assert next(rows).image is None

@@ -1,6 +1,6 @@
 """From the messages of a request to the files of its images, checked but not decoded yet.
 
-This happens before the request waits for its turn: files are small, pixels are not (`decoding`).
+This happens before the request waits for its turn: files are small, pixels are not (`compression.core.image_decoding`).
 """
 
 import asyncio
@@ -14,12 +14,12 @@ from PIL import Image
 
 from api_schemas.errors import InvalidRequest
 from api_schemas.inference import ImagePart, Message
+from compression.core.image_decoding import decode
+from compression.core.image_headers import check_size, read_header
 from job_store.settings import Settings
 from workers.inference.images.addresses import fetch_failed
 from workers.inference.images.data_urls import decode_data_url, is_data_url
-from workers.inference.images.decoding import decode
 from workers.inference.images.fetching import LATE, Fetcher
-from workers.inference.images.headers import check_size, read_header
 from workers.inference.queueing import WaitingLine
 
 FETCHING = 4  # requests that fetch at once
@@ -40,7 +40,7 @@ class ImageFile:
     max_pixels: int
 
     def decode(self) -> Image.Image:
-        """Return its pixels. Raises InvalidRequest as `decoding.decode` does, with the place."""
+        """Return its pixels. Raises InvalidRequest as `decode` does, with the place."""
         with _placed(self.place):
             return decode(self.data, self.max_pixels)
 

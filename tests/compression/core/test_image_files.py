@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from api_schemas.errors import InvalidRequest
+from compression.core.image_decoding import decode
+from compression.core.image_headers import MAX_SCANS, ImageHeader, read_header
 from tests.tiny_vision_models import encoded, picture
-from workers.inference.images.decoding import decode
-from workers.inference.images.headers import MAX_SCANS, ImageHeader, read_header
 
 PIXELS = 10**6
 FORMS = {

@@ -40,7 +40,7 @@ def read_header(data: bytes) -> ImageHeader:
             return ImageHeader("JPEG", *_jpeg_size(data))
     except (struct.error, IndexError) as error:
         raise damaged("it ends inside its header") from error
-    message = f"it begins with {data[:8]!r}, which is no image this server reads; send {TAKEN}"
+    message = f"it begins with {data[:8]!r}, which is no image that is read here; give {TAKEN}"
     raise InvalidRequest("image_format_not_supported", message)
 
 
@@ -54,8 +54,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise damaged(f"it is {width} × {height} pixels")
     if width * height > max_pixels:
         message = (
-            f"it is {width} × {height} = {width * height} pixels, and this server decodes at most {max_pixels} "
-            "(MODEPRESS_MAX_IMAGE_PIXELS); scale it down"
+            f"it is {width} × {height} = {width * height} pixels and at most {max_pixels} are decoded; scale it down"
         )
         raise InvalidRequest("image_too_many_pixels", message)
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -65,7 +64,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 def damaged(what: str) -> InvalidRequest:
     """Return the error of a file that is no sound image."""
-    return InvalidRequest("image_damaged", f"the image file is damaged: {what}; save it again and send that")
+    return InvalidRequest("image_damaged", f"the image file is damaged: {what}; save it again and give that")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from api_schemas.errors import InvalidRequest
-from workers.inference.images.headers import FORMATS, check_size, damaged, read_header
+from compression.core.image_headers import FORMATS, check_size, damaged, read_header
 
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
