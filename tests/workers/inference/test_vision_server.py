@@ -6,10 +6,10 @@ import json
 import openai
 import pytest
 
+from tests.compression.core.test_image_files import BOMBS
 from tests.tiny_models import make_tiny_model
 from tests.tiny_vision_models import encoded, make_tiny_vision_model, picture
 from tests.workers.inference.server import InferenceServer
-from tests.workers.inference.test_image_files import BOMBS
 from workers.inference.loading import load, plan_load
 from workers.inference.registry import ModelSource
 
