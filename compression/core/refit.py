@@ -5,7 +5,7 @@
 λ is relative to the mean diagonal of E[aᵀa]: to infinity it leaves W_0, to zero it is the plain re-fit. Calibration
 text is little: an unchecked re-fit learns it by heart and forgets the language. So λ is chosen by what the solution
 loses on tokens it was not fitted to, and the final solve, with that λ, uses all tokens. That loss falls and then rises
-with λ (it did in each of several hundred solves on SmolLM2), so the search goes downhill and stops at the first rise.
+with λ (it did in each of 250 solves on SmolLM2), so the search goes downhill and stops at the first rise.
 """
 
 from collections.abc import Callable

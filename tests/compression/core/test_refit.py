@@ -46,9 +46,11 @@ def moments(a: torch.Tensor, t: torch.Tensor, *sizes: int) -> Moments:
     return running.folds().whole
 
 
-def test_moments_are_those_of_all_tokens_however_chunked() -> None:
+@pytest.mark.parametrize("sizes", [(30,), (4, 1, 25), (4, 3, 7, 1, 15), (1, 2, 3, 16, 1, 2, 2, 3)])
+def test_moments_are_those_of_all_tokens_however_chunked(sizes: tuple[int, ...]) -> None:
+    """From the fourth chunk on some are held out: the whole is of those that fit and those that judge, by weight."""
     a, t = randn(30, 5, seed=4).float(), randn(30, 3, seed=5).float()
-    got = moments(a, t, 4, 1, 25)
+    got = moments(a, t, *sizes)
     wide, target = a.double(), t.double()
     torch.testing.assert_close(got.gram, wide.T @ wide / 30, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.cross, wide.T @ target / 30, rtol=1e-5, atol=1e-6)
