@@ -84,8 +84,8 @@ class Source:
         """Say exactly what this source is: files with sizes and SHA-256, and a digest over names and shapes."""
         names = json.dumps([[name, list(self.shape(name))] for name in sorted(self.stored)])
         dtypes: dict[str, int] = {}
-        for name, stored in self.stored.items():
-            kind = str(self.meta(name).dtype).removeprefix("torch.")
+        for stored in self.stored.values():
+            kind = _dtype_name(stored)
             dtypes[kind] = dtypes.get(kind, 0) + (stored.numel() if isinstance(stored, Tensor) else stored.parameters)
         return {
             "files": [
@@ -150,6 +150,12 @@ def _files_of(folder: Path, role: str) -> list[str]:
         f"{role}: {folder.name} has neither {SINGLE} nor {PICKLED} nor an index of shards; give the complete folder"
     )
     raise InvalidCheckpoint("no_weights", message, role)
+
+
+def _dtype_name(stored: Tensor | TensorEntry) -> str:
+    """Also of a dtype that nothing here reads: a tensor that is left behind may have any."""
+    known = stored.dtype if isinstance(stored, Tensor) else DTYPES.get(stored.dtype)
+    return str(known).removeprefix("torch.") if known is not None else str(stored.dtype)
 
 
 def _sha256(path: Path) -> str:

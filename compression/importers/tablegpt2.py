@@ -7,6 +7,7 @@ A published folder holds config.json, tokenizer files and the weights: safetenso
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,12 @@ def import_tablegpt2(folder: Path, target: Path) -> dict[str, Any]:
     config = read_config(folder)
     sources = _open(folder, config)
     ledger, made, targets = _balanced(config, sources)
-    with new_folder(target) as partial:
-        made.save_pretrained(partial)
-        _copy_side_files(folder, partial, config)
-        write_json(partial / RULE_FILE, table_rule(config).model_dump(mode="json", exclude_defaults=True))
-        record = write_weights(ledger, targets, partial, _dtypes(ledger))
-        _check_chat(partial)
+    with new_folder(target) as unfinished:
+        made.save_pretrained(unfinished)
+        _copy_side_files(folder, unfinished, config)
+        write_json(unfinished / RULE_FILE, table_rule(config).model_dump(mode="json", exclude_defaults=True))
+        record = write_weights(ledger, targets, unfinished, _dtypes(ledger))
+        _check_chat(unfinished)
     return record
 
 
@@ -113,14 +114,16 @@ def _balanced(
         made: Any = decoder_config(config)
         with torch.device("meta"):
             model: Any = Qwen2ForCausalLM(made)
-        build = _use_decoder
     else:
         made = whole_config(config, _summary_width(config, sources))
-        model, build = empty_model(made), _use_whole
+        model = empty_model(made)
     targets = shapes_of(model.state_dict().items())
     if made.tie_word_embeddings:
         targets = {name: shape for name, shape in targets.items() if not name.endswith("lm_head.weight")}
-    build(ledger, targets, made)
+    if config["model_type"] == DECODER:
+        _use_decoder(ledger, targets)
+    else:
+        _use_whole(ledger, targets, made)
     _drop(ledger, sources, tied=made.tie_word_embeddings)
     ledger.balance(targets)
     return ledger, made, targets
@@ -131,7 +134,11 @@ def _drop(ledger: Ledger, sources: Mapping[str, Source], *, tied: bool) -> None:
     for role in sources:
         prefix = "" if role == WHOLE else f"{role}."
         for rule, pattern in rules:
-            ledger.drop(role, rule, lambda name, p=prefix, r=pattern: re.fullmatch(r, p + name) is not None)
+            ledger.drop(role, rule, partial(_matches, pattern, prefix))
+
+
+def _matches(pattern: str, prefix: str, name: str) -> bool:
+    return re.fullmatch(pattern, prefix + name) is not None
 
 
 def _key(ledger: Ledger, name: str) -> Key:
@@ -148,12 +155,14 @@ def _summary_width(config: Mapping[str, Any], sources: Mapping[str, Source]) -> 
     key = _key(Ledger(NAME, sources, RULES), "encoder.qformer.q")
     source = sources[key.role]
     if key.name not in source.stored:
-        message = f"{source.label} has no {key.name!r}; give weights with the table encoder, or the decoder's own folder"
+        message = (
+            f"{source.label} has no {key.name!r}; give weights with the table encoder, or the decoder's own folder"
+        )
         raise InvalidCheckpoint("missing_tensor", message, key.name)
     return source.shape(key.name)[-1]
 
 
-def _use_decoder(ledger: Ledger, targets: Mapping[str, Any], _: Any) -> None:
+def _use_decoder(ledger: Ledger, targets: Mapping[str, Any]) -> None:
     for target in targets:
         ledger.use(target, Key(WHOLE, target))
 
@@ -239,10 +248,10 @@ def _dtypes(ledger: Ledger) -> Callable[[str], torch.dtype]:
     return dtype_of
 
 
-def _copy_side_files(folder: Path, partial: Path, config: Mapping[str, Any]) -> None:
+def _copy_side_files(folder: Path, unfinished: Path, config: Mapping[str, Any]) -> None:
     for name in SIDE_FILES:
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, partial / name)
+            shutil.copyfile(folder / name, unfinished / name)
     if config["model_type"] not in (*CELL_TYPES, *MARKUP_TYPES):
         return
     where = str(config["encoder_config"].get("subfolder", "encoder"))
@@ -250,12 +259,12 @@ def _copy_side_files(folder: Path, partial: Path, config: Mapping[str, Any]) -> 
     if Path(where).name != where or not path.is_file():
         message = f"{folder.name} has no {where}/tokenizer.json, with which cells are read; give the complete folder"
         raise InvalidCheckpoint("table_tokenizer_missing", message, f"{where}/tokenizer.json")
-    shutil.copyfile(path, partial / TOKENIZER_FILE)
+    shutil.copyfile(path, unfinished / TOKENIZER_FILE)
 
 
-def _check_chat(partial: Path) -> None:
+def _check_chat(unfinished: Path) -> None:
     """Open the result once, and refuse what could not answer: newer servers have no template of their own."""
-    tokenizer = open_checkpoint(partial).tokenizer
+    tokenizer = open_checkpoint(unfinished).tokenizer
     if not tokenizer.has_chat_template:
         message = (
             "the folder has no chat template; TableGPT2's is in tokenizer_config.json of the authors' folder: give that"

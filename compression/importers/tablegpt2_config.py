@@ -14,9 +14,13 @@ from preflight.tables import CELLS, MARKUP, TEXT, TableRule
 
 CONFIG = "config.json"
 DECODER, CELL_TYPES, MARKUP_TYPES = "qwen2", ("tablegpt_contrastive", "tablegpt"), ("tablegpt_markup",)
-FIXED = {"attentiontype": "colrow", "pooling": "mean"}  # values of encoder_config that the published code is written for
+FIXED = {
+    "attentiontype": "colrow",
+    "pooling": "mean",
+}  # values of encoder_config that the published code is written for
 SUMMARY_HEAD_DIM, QUERIES = 128, 3  # written into the published code, in no configuration
 MARKUP_GROUPS = 4  # query, value and key are interleaved in so many groups of heads
+ENCODER = "encoder_config."
 HEAD_ROWS, MARKUP_HEAD_ROWS = 5, 3  # rows that the authors' prompts show as text
 
 
@@ -72,7 +76,7 @@ def whole_config(config: Mapping[str, Any], summary_width: int) -> TableGPT2Conf
         projector = _object(config, "projector_config")
         if projector.get("multihead"):
             raise _unsupported("projector_config.multihead", projector["multihead"], "false")
-        settings, layers = _cells(encoder, summary_width), _count(projector, "mlp_depth")
+        settings, layers = _cells(encoder, summary_width), _count(projector, "mlp_depth", "projector_config.")
     else:
         settings, layers = _markup(encoder), _count(config, "mlp_depth")
     made = TableGPT2Config(
@@ -97,11 +101,11 @@ def table_rule(config: Mapping[str, Any]) -> TableRule:
     return TableRule(
         rule=CELLS,
         # The published code hands the two limits over in the wrong order, and so it was used.
-        rows=_count(encoder, "max_cols"),
-        columns=_count(encoder, "max_rows"),
+        rows=_count(encoder, "max_cols", ENCODER),
+        columns=_count(encoder, "max_rows", ENCODER),
         place=str(encoder.get("insert_embs_token", "<insert_embs>")),
         around=str(encoder.get("insert_seq_token", "<insert_sep>")),
-        tokens=_count(encoder, "encoder_max_length"),
+        tokens=_count(encoder, "encoder_max_length", ENCODER),
         positions=QUERIES,
     )
 
@@ -110,7 +114,7 @@ def _cells(encoder: Mapping[str, Any], summary_width: int) -> dict[str, Any]:
     for name, value in FIXED.items():
         if encoder.get(name) != value:
             raise _unsupported(f"encoder_config.{name}", encoder.get(name), repr(value))
-    sentence = _object(encoder, "st_config", "encoder_config.")
+    sentence = _object(encoder, "st_config", ENCODER)
     head_dim = encoder.get("qformer_dim_head", SUMMARY_HEAD_DIM)
     if summary_width % head_dim:
         raise _unsupported("the width of encoder.qformer.q", summary_width, f"a multiple of {head_dim}")
@@ -123,15 +127,17 @@ def _cells(encoder: Mapping[str, Any], summary_width: int) -> dict[str, Any]:
         "max_position_embeddings",
         "type_vocab_size",
     )
-    known = BertConfig(**{name: _count(sentence, name, "encoder_config.st_config.") for name in names})
+    known = BertConfig(**{name: _count(sentence, name, f"{ENCODER}st_config.") for name in names})
     kept = {name: getattr(known, name) for name in names}
-    kept |= {name: sentence.get(name, getattr(known, name)) for name in ("hidden_act", "layer_norm_eps", "pad_token_id")}
+    kept |= {
+        name: sentence.get(name, getattr(known, name)) for name in ("hidden_act", "layer_norm_eps", "pad_token_id")
+    }
     return {
         "kind": CELLS,
         "sentence": kept,
-        "blocks": _count(encoder, "depth"),
-        "heads": _count(encoder, "heads"),
-        "head_dim": _count(encoder, "dim_head"),
+        "blocks": _count(encoder, "depth", ENCODER),
+        "heads": _count(encoder, "heads", ENCODER),
+        "head_dim": _count(encoder, "dim_head", ENCODER),
         "width": summary_width,
         "summary_head_dim": head_dim,
         "queries": QUERIES,
@@ -141,17 +147,17 @@ def _cells(encoder: Mapping[str, Any], summary_width: int) -> dict[str, Any]:
 def _markup(encoder: Mapping[str, Any]) -> dict[str, Any]:
     if encoder.get("activation_function") != "gelu_new":
         raise _unsupported("encoder_config.activation_function", encoder.get("activation_function"), "'gelu_new'")
-    width, heads = _count(encoder, "n_embd"), _count(encoder, "n_head")
+    width, heads = _count(encoder, "n_embd", ENCODER), _count(encoder, "n_head", ENCODER)
     if width % heads or heads % MARKUP_GROUPS:
         message = f"heads by {MARKUP_GROUPS}, and a width ({width}) by heads"
         raise _unsupported("encoder_config.n_head", heads, message)
     return {
         "kind": MARKUP,
-        "vocabulary": _count(encoder, "vocab_size"),
+        "vocabulary": _count(encoder, "vocab_size", ENCODER),
         "width": width,
-        "blocks": _count(encoder, "n_layer"),
+        "blocks": _count(encoder, "n_layer", ENCODER),
         "heads": heads,
-        "rotary": min(_count(encoder, "rotary_dim"), width // heads),
+        "rotary": min(_count(encoder, "rotary_dim", ENCODER), width // heads),
         "eps": float(encoder.get("layer_norm_epsilon", 1e-5)),
     }
 

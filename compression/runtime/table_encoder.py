@@ -35,7 +35,9 @@ class GridAttention(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Map `[others, length, width]` to the same shape; attends along `length`."""
         normed = self.norm(states)
-        split = self.query_key_value(normed).unflatten(-1, (3, self.heads, -1)).transpose(-2, -4)  # [.., heads, 3, n, d]
+        split = (
+            self.query_key_value(normed).unflatten(-1, (3, self.heads, -1)).transpose(-2, -4)
+        )  # [.., heads, 3, n, d]
         query, key, value = split.unbind(-3)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         result: Tensor = self.output(mixed.transpose(-2, -3).flatten(-2)) + normed

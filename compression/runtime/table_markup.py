@@ -79,11 +79,13 @@ class MarkupTableEncoder(nn.Module):
         Args:
             cells: `[tables, tokens]` ids of each table's Markdown.
             mask: `[tables, tokens]`, 1 where a token is; padding is on the right.
-            sizes: `[tables, 2]`, not needed: Markdown says where rows end.
+            sizes: `[tables, 2]`; Markdown says itself where rows end, so that their number counts alone.
 
         Returns:
             `[positions, width]`, table after table, without padding.
         """
+        if len(sizes) != len(cells):
+            raise ValueError(f"{len(sizes)} tables are announced, and {len(cells)} came")
         encoded = []
         for tokens, length in zip(cells, mask.sum(dim=1).tolist(), strict=True):
             states = self.tokens(tokens[:length])

@@ -4,6 +4,7 @@ The decoder is an ordinary causal model made by AutoModel of `text_config`, so o
 Positions that tables fill have the id `table_token_id` (−114, which is no token) in the prompt.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -54,9 +55,7 @@ class TableGPT2ForCausalLM(PreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.table_encoder = ENCODERS[settings["kind"]](settings)
         widths = [settings["width"], *[config.text_config.hidden_size] * config.projector_layers]
-        self.projector = nn.ModuleList(
-            nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)
-        )
+        self.projector = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths))
         self.post_init()
 
     def get_input_embeddings(self) -> Any:

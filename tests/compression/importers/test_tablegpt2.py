@@ -129,7 +129,7 @@ def test_the_result_is_whole_and_nothing_of_the_authors_code_is_in_it(imported):
 
 
 def test_the_real_sizes():
-    """The published configuration on the meta device: 260,100,224 parameters of the encoder as its authors count them."""
+    """The published configuration on the meta device; the authors' encoder has 260,100,224 parameters."""
     from compression.importers.tablegpt2_config import whole_config
     from compression.runtime.tablegpt2 import empty_model
 
@@ -242,7 +242,7 @@ def test_a_truncated_file(tmp_path, reference):
 def test_a_part_that_is_absent(tmp_path, reference):
     folder = original.write_original(tmp_path / "source", reference, original.cell_config(), "parts")
     (folder / "projector.bin").unlink()
-    with pytest.raises(Exception, match="projector.bin") as caught:
+    with pytest.raises(Exception, match=r"projector\.bin") as caught:
         import_tablegpt2(folder, tmp_path / "made")
     assert caught.value.code == "file_not_found"
 
@@ -257,7 +257,7 @@ def test_two_sets_of_weights(tmp_path, reference):
     [
         ({"attentiontype": "col"}, "unsupported_table_encoder", "encoder_config.attentiontype"),
         ({"pooling": "cls"}, "unsupported_table_encoder", "encoder_config.pooling"),
-        ({"depth": "two"}, "invalid_config", "depth"),
+        ({"depth": "two"}, "invalid_config", "encoder_config.depth"),
         ({"st_config": None}, "invalid_config", "encoder_config.st_config"),
     ],
 )
