@@ -6,6 +6,12 @@ from pydantic import Field
 
 from api_schemas.base import Frozen
 
+Scope = Literal["admin", "submit", "infer", "read"]
+OWNER_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+DEFAULT_OWNER = (
+    "default"  # of keys made without an owner, of what callers without a key make, of rows older than owners
+)
+
 
 class ApiKey(Frozen):
     """A key without its secret."""
@@ -13,6 +19,14 @@ class ApiKey(Frozen):
     id: str
     object: Literal["api_key"] = "api_key"
     name: str
+    owner: Annotated[str, Field(description="whose models, jobs and files the key works with")]
+    scopes: Annotated[
+        tuple[Scope, ...],
+        Field(
+            description="read: look at what the owner has; submit: read, and make, change and delete it; infer: chat "
+            "with the owner's models; admin: everything, of every owner"
+        ),
+    ]
     created_at: int
     revoked_at: int | None
 

@@ -67,8 +67,8 @@ def writing(engine: Engine) -> Iterator[Session]:
         yield session
 
 
-def upgrade(engine: Engine) -> None:
-    """Bring the schema to the newest version; safe when several processes call it at once."""
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to the newest version, or to an older one; safe when several processes call it at once."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     immediate = engine.execution_options(**{SQLITE_BEGIN: "IMMEDIATE"})
@@ -76,4 +76,4 @@ def upgrade(engine: Engine) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)

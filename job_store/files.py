@@ -18,6 +18,7 @@ from api_schemas.listing import Page
 from job_store.database import reading, writing
 from job_store.landing import Landed, Landing, disk_errors, exclusive
 from job_store.layout import Layout, sync_folder
+from job_store.owners import SERVER, Viewer
 from job_store.tables import FileRow, JobRow, UploadRow
 
 BLOB_MODE = 0o444  # a blob never changes: models link to it
@@ -39,12 +40,15 @@ class OpenedFile:
 
 
 class FileStore:
-    """Stores, finds and deletes files. A blob appears and vanishes only under the lock of its digest."""
+    """Stores, finds and deletes the files a viewer sees. A blob comes and goes only under the lock of its digest."""
 
-    def __init__(self, engine: Engine, layout: Layout, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, engine: Engine, layout: Layout, *, clock: Callable[[], float] = time.time, viewer: Viewer = SERVER
+    ) -> None:
         self._engine = engine
         self._layout = layout
         self._clock = clock
+        self._viewer = viewer
 
     def land(self, *, limit: int, what: str = "the file") -> Landing:
         """Return an empty temporary file for at most `limit` bytes, to be written and given to `keep`."""
@@ -68,6 +72,7 @@ class FileStore:
             purpose=purpose,
             bytes=landed.bytes,
             sha256=landed.sha256,
+            owned_by=self._viewer.owner,
         )
         try:
             with disk_errors(filename), self._locked(landed.sha256):
@@ -84,7 +89,7 @@ class FileStore:
     def get(self, file_id: str, *, param: str = "file_id") -> FileObject:
         """Return a file's record. Raises NotFound, which names `param`."""
         with reading(self._engine) as session:
-            return to_file(_row(session, file_id, param))
+            return to_file(self._row(session, file_id, param))
 
     def path_of(self, file_id: str, *, param: str = "file_id") -> Path:
         """Return where a file's bytes lie; they must not be changed. Raises NotFound, which names `param`."""
@@ -100,20 +105,25 @@ class FileStore:
         return OpenedFile(handle, file.bytes, file.sha256)
 
     def find(self, sha256: str) -> FileObject | None:
-        """Return the newest file with this digest, or None: what `HEAD` by digest asks."""
+        """Return the newest file with this digest, or None: what `HEAD` by digest asks.
+
+        Files of others do not count: who knows a digest does not have the bytes.
+        """
+        statement = self._viewer.only(select(FileRow), FileRow.owned_by).where(FileRow.sha256 == sha256)
         with reading(self._engine) as session:
-            statement = select(FileRow).where(FileRow.sha256 == sha256).order_by(FileRow.created_at.desc()).limit(1)
+            statement = statement.order_by(FileRow.created_at.desc()).limit(1)
             row = session.scalars(statement).one_or_none()
             return None if row is None else to_file(row)
 
     def list(self, *, after: str | None, limit: int, purpose: str | None = None) -> Page[FileObject]:
         """Return files, newest first. Raises NotFound when `after` names no file."""
-        statement = select(FileRow).order_by(FileRow.created_at.desc(), FileRow.id.desc()).limit(limit + 1)
+        statement = self._viewer.only(select(FileRow), FileRow.owned_by)
+        statement = statement.order_by(FileRow.created_at.desc(), FileRow.id.desc()).limit(limit + 1)
         if purpose is not None:
             statement = statement.where(FileRow.purpose == purpose)
         with reading(self._engine) as session:
             if after is not None:
-                last = _row(session, after, "after")
+                last = self._row(session, after, "after")
                 older = and_(FileRow.created_at == last.created_at, FileRow.id < last.id)
                 statement = statement.where(or_(FileRow.created_at < last.created_at, older))
             found = [to_file(row) for row in session.scalars(statement)]
@@ -129,7 +139,7 @@ class FileStore:
         sha256 = self.get(file_id).sha256
         with self._locked(sha256):
             with writing(self._engine) as session:
-                row = _row(session, file_id)
+                row = self._row(session, file_id)
                 _refuse_in_use(session, file_id)
                 session.execute(update(UploadRow).where(UploadRow.file_id == file_id).values(file_id=None))
                 session.delete(row)
@@ -147,6 +157,12 @@ class FileStore:
         for temporary in self._layout.home.glob("tmp/file.*"):
             if temporary.stat().st_mtime < time.time() - older_than:
                 temporary.unlink(missing_ok=True)
+
+    def _row(self, session: Session, file_id: str, param: str = "file_id") -> FileRow:
+        row = None if "\0" in file_id else session.get(FileRow, file_id)
+        if row is None or not self._viewer.sees(row.owned_by):
+            raise _missing(file_id, param)
+        return row
 
     def _locked(self, sha256: str) -> AbstractContextManager[None]:
         return exclusive(self._layout.home / "blobs" / f".{sha256[:2]}.lock")
@@ -173,13 +189,6 @@ def to_file(row: FileRow) -> FileObject:
         purpose=row.purpose,
         sha256=row.sha256,
     )
-
-
-def _row(session: Session, file_id: str, param: str = "file_id") -> FileRow:
-    row = None if "\0" in file_id else session.get(FileRow, file_id)
-    if row is None:
-        raise _missing(file_id, param)
-    return row
 
 
 def _missing(file_id: str, param: str) -> NotFound:

@@ -17,6 +17,7 @@ from api_schemas.jobs import TERMINAL, Job, JobRequest, JobStatus, Progress, Usa
 from api_schemas.listing import Page
 from api_schemas.recipe import Recipe
 from job_store.database import reading, writing
+from job_store.owners import SERVER, Viewer
 from job_store.tables import EventRow, IdempotencyRow, JobRow
 from job_store.transitions import advance, append_event
 
@@ -28,11 +29,12 @@ class IdempotencyKeyReused(InvalidRequest):
 
 
 class JobStore:
-    """The jobs of one database."""
+    """The jobs of one database that a viewer may see; those of others are not found."""
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, engine: Engine, *, clock: Callable[[], float] = time.time, viewer: Viewer = SERVER) -> None:
         self._engine = engine
         self._clock = clock
+        self._viewer = viewer
 
     def create(
         self, request: JobRequest, *, recipe_hash: str, kind: str = "compress", idempotency_key: str | None = None
@@ -59,22 +61,23 @@ class JobStore:
             IdempotencyKeyReused: the key was used with another payload.
         """
         with reading(self._engine) as session:
-            first = _made_before(session, idempotency_key, _fingerprint(request, kind))
-            return None if first is None else _view(_row(session, first))
+            first = self._made_before(session, idempotency_key, _fingerprint(request, kind))
+            return None if first is None else _view(self._row(session, first))
 
     def _create(self, request: JobRequest, recipe_hash: str, kind: str, key: str | None) -> tuple[Job, bool]:
         fingerprint = _fingerprint(request, kind)
         with writing(self._engine) as session:
-            first = None if key is None else _made_before(session, key, fingerprint)
+            first = None if key is None else self._made_before(session, key, fingerprint)
             if first is not None:
-                return _view(_locked(session, first)), False
+                return _view(self._locked(session, first)), False
             now = self._clock()
-            row = _new_row(request, recipe_hash, kind, now)
+            row = _new_row(request, recipe_hash, kind, now, self._viewer.owner)
             session.add(row)
             session.flush()
             append_event(session, row, now, "Job created")
             if key is not None:
-                session.add(IdempotencyRow(key=key, created_at=now, fingerprint=fingerprint, job_id=row.id))
+                made = {"created_at": now, "fingerprint": fingerprint, "job_id": row.id}
+                session.add(IdempotencyRow(owned_by=row.owned_by, key=key, **made))
             return _view(row), True
 
     def get(self, job_id: str) -> Job:
@@ -84,7 +87,7 @@ class JobStore:
             NotFound: there is no such job.
         """
         with reading(self._engine) as session:
-            return _view(_row(session, job_id))
+            return _view(self._row(session, job_id))
 
     def list(self, *, after: str | None, limit: int, metadata: Mapping[str, str]) -> Page[Job]:
         """Return a page of jobs, newest first, that carry all the given metadata.
@@ -94,9 +97,13 @@ class JobStore:
         """
         _refuse_nul(metadata)
         with reading(self._engine) as session:
-            query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit + 1)
+            query = (
+                self._viewer.only(select(JobRow), JobRow.owned_by)
+                .order_by(JobRow.created_at.desc(), JobRow.id.desc())
+                .limit(limit + 1)
+            )
             if after is not None:
-                last = _row(session, after, param="after")
+                last = self._row(session, after, param="after")
                 older = JobRow.created_at < last.created_at
                 query = query.where(or_(older, and_(JobRow.created_at == last.created_at, JobRow.id < last.id)))
             for key, value in metadata.items():
@@ -118,7 +125,7 @@ class JobStore:
             Conflict: the job has ended.
         """
         with writing(self._engine) as session:
-            row = _locked(session, job_id)
+            row = self._locked(session, job_id)
             if row.status in TERMINAL:
                 raise Conflict(
                     "job_not_cancellable", f"job {job_id!r} has {row.status} already; only a live job can be cancelled"
@@ -136,7 +143,7 @@ class JobStore:
             NotFound: there is no such job.
         """
         with reading(self._engine) as session:
-            _row(session, job_id)
+            self._row(session, job_id)
             query = select(EventRow).where(EventRow.job_id == job_id, EventRow.sequence > after)
             rows = session.scalars(query.order_by(EventRow.sequence).limit(limit + 1)).all()
             events = [_event_view(row) for row in rows[:limit]]
@@ -154,7 +161,7 @@ class JobStore:
             NotFound: there is no such job, or it has no report (yet).
         """
         with reading(self._engine) as session:
-            row = _row(session, job_id)
+            row = self._row(session, job_id)
             if row.report is None:
                 raise NotFound(
                     "report_not_ready", f"job {job_id!r} is {row.status} and has no report; wait until it has succeeded"
@@ -172,6 +179,30 @@ class JobStore:
             report = session.scalar(last.limit(1))
         return None if report is None else float(report["plan"]["flops"] / report["seconds"])
 
+    def _made_before(self, session: Session, key: str, fingerprint: str) -> str | None:
+        """Id of the job that the owner's idempotency key made. Raises IdempotencyKeyReused for another payload."""
+        seen = session.get(IdempotencyRow, (self._viewer.owner, key))
+        if seen is None or seen.job_id is None:
+            return None
+        if seen.fingerprint != fingerprint:
+            raise IdempotencyKeyReused(
+                "idempotency_key_reused",
+                f"Idempotency-Key {key!r} was used with another payload; send a new key for a new job",
+                "Idempotency-Key",
+            )
+        return seen.job_id
+
+    def _row(self, session: Session, job_id: str, param: str = "job_id") -> JobRow:
+        row = session.get(JobRow, job_id) if "\0" not in job_id else None
+        if row is None or not self._viewer.sees(row.owned_by):
+            message = f"{param}: there is no job {job_id!r}; list the jobs to see their ids"
+            raise NotFound("job_not_found", message, param)
+        return row
+
+    def _locked(self, session: Session, job_id: str) -> JobRow:
+        self._row(session, job_id)
+        return session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
+
 
 def _refuse_nul(metadata: Mapping[str, str]) -> None:
     for key, value in metadata.items():
@@ -179,26 +210,12 @@ def _refuse_nul(metadata: Mapping[str, str]) -> None:
             raise InvalidRequest("invalid_metadata", f"metadata {key!r} holds a NUL character; remove it", "metadata")
 
 
-def _made_before(session: Session, key: str, fingerprint: str) -> str | None:
-    """Id of the job that an idempotency key made. Raises IdempotencyKeyReused for another payload."""
-    seen = session.get(IdempotencyRow, key)
-    if seen is None or seen.job_id is None:
-        return None
-    if seen.fingerprint != fingerprint:
-        raise IdempotencyKeyReused(
-            "idempotency_key_reused",
-            f"Idempotency-Key {key!r} was used with another payload; send a new key for a new job",
-            "Idempotency-Key",
-        )
-    return seen.job_id
-
-
 def _fingerprint(request: JobRequest, kind: str) -> str:
     payload = {"kind": kind, "request": request.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
-def _new_row(request: JobRequest, recipe_hash: str, kind: str, now: float) -> JobRow:
+def _new_row(request: JobRequest, recipe_hash: str, kind: str, now: float, owned_by: str) -> JobRow:
     return JobRow(
         id=f"job-{uuid.uuid4().hex[:24]}",
         created_at=now,
@@ -216,19 +233,8 @@ def _new_row(request: JobRequest, recipe_hash: str, kind: str, now: float) -> Jo
         attempt=0,
         enqueued_at=now,
         next_sequence=1,
+        owned_by=owned_by,
     )
-
-
-def _row(session: Session, job_id: str, param: str = "job_id") -> JobRow:
-    row = session.get(JobRow, job_id) if "\0" not in job_id else None
-    if row is None:
-        raise NotFound("job_not_found", f"{param}: there is no job {job_id!r}; list the jobs to see their ids", param)
-    return row
-
-
-def _locked(session: Session, job_id: str) -> JobRow:
-    _row(session, job_id)
-    return session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
 
 
 def _carries(session: Session, key: str, value: str) -> ColumnElement[bool]:

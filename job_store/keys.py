@@ -1,15 +1,17 @@
 """API keys: 256-bit tokens of which only the SHA-256 is kept."""
 
 import hashlib
+import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast, get_args
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from api_schemas.errors import NotFound
-from api_schemas.keys import ApiKey, NewApiKey
+from api_schemas.errors import InvalidRequest, NotFound
+from api_schemas.keys import DEFAULT_OWNER, OWNER_PATTERN, ApiKey, NewApiKey, Scope
 from job_store.tables import ApiKeyRow
 
 PREFIX = "mp_"
@@ -22,8 +24,13 @@ class KeyStore:
         self._engine = engine
         self._clock = clock
 
-    def create(self, name: str) -> NewApiKey:
-        """Make a key; the returned secret is shown this once and never stored."""
+    def create(self, name: str, *, scopes: Sequence[Scope] = ("admin",), owner: str = DEFAULT_OWNER) -> NewApiKey:
+        """Make a key; the returned secret is shown this once and never stored.
+
+        Raises:
+            InvalidRequest: `invalid_owner`; `no_scopes`.
+        """
+        _check(scopes, owner)
         secret = PREFIX + secrets.token_urlsafe(32)
         row = ApiKeyRow(
             id=f"key_{secrets.token_hex(12)}",
@@ -31,6 +38,8 @@ class KeyStore:
             name=name,
             digest=_digest(secret),
             revoked_at=None,
+            owned_by=owner,
+            scopes=[scope for scope in get_args(Scope) if scope in scopes],
         )
         with Session(self._engine) as session, session.begin():
             session.add(row)
@@ -53,12 +62,20 @@ class KeyStore:
                 row.revoked_at = self._clock()
             return _to_key(row)
 
-    def recognise(self, secret: str) -> str | None:
-        """Return the id of the key with this secret, or None when there is none or it was revoked."""
+    def recognise(self, secret: str) -> ApiKey | None:
+        """Return the key with this secret, or None when there is none or it was revoked."""
         with Session(self._engine) as session:
             statement = select(ApiKeyRow).where(ApiKeyRow.digest == _digest(secret))
             row = session.scalars(statement).one_or_none()
-            return None if row is None or row.revoked_at is not None else row.id
+            return None if row is None or row.revoked_at is not None else _to_key(row)
+
+
+def _check(scopes: Sequence[Scope], owner: str) -> None:
+    if not re.fullmatch(OWNER_PATTERN, owner):
+        message = f"owner {owner[:80]!r} must be 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit first"
+        raise InvalidRequest("invalid_owner", message, "owner")
+    if not scopes:
+        raise InvalidRequest("no_scopes", f"a key needs a scope; give some of {', '.join(get_args(Scope))}", "scopes")
 
 
 def _digest(secret: str) -> str:
@@ -68,4 +85,11 @@ def _digest(secret: str) -> str:
 
 def _to_key(row: ApiKeyRow) -> ApiKey:
     revoked_at = None if row.revoked_at is None else int(row.revoked_at)
-    return ApiKey(id=row.id, name=row.name, created_at=int(row.created_at), revoked_at=revoked_at)
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        owner=row.owned_by,
+        scopes=tuple(cast(list[Scope], row.scopes)),
+        created_at=int(row.created_at),
+        revoked_at=revoked_at,
+    )

@@ -135,6 +135,7 @@ class LeaseStore:
             if publish is not None:
                 publish()
             if ending.artifact is not None:
+                ending.artifact.owned_by = row.owned_by
                 session.merge(ending.artifact)
                 row.compressed_model = ending.artifact.id
             row.report = ending.report

@@ -22,6 +22,7 @@ from job_store.files import FileStore
 from job_store.landing import disk_errors, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder, sync_tree
 from job_store.model_paths import resolve_under_roots
+from job_store.owners import SERVER, Viewer
 from job_store.sending import require_broker, send
 from job_store.settings import Settings
 from job_store.tables import JobRow, ModelRow
@@ -31,7 +32,7 @@ NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
 
 class ModelStore:
-    """Registers, finds and deletes models.
+    """Registers, finds and deletes models that a viewer may see. A name is taken for all, whoever has it.
 
     A folder under models/ is built elsewhere and renamed into place, so nobody sees half a model. Artifacts stand on
     their own: a parent may be deleted, its children go on naming it.
@@ -45,12 +46,14 @@ class ModelStore:
         *,
         files: FileStore | None = None,
         clock: Callable[[], float] = time.time,
+        viewer: Viewer = SERVER,
     ) -> None:
         self._engine = engine
         self._layout = layout
         self._settings = settings
-        self._files = files or FileStore(engine, layout, clock=clock)
+        self._files = files or FileStore(engine, layout, clock=clock, viewer=viewer)
         self._clock = clock
+        self._viewer = viewer
 
     def register(self, request: ModelRequest) -> Model:
         """Check a checkpoint and record it under the name asked for.
@@ -75,14 +78,15 @@ class ModelStore:
     def get(self, model_id: str) -> Model:
         """Return a model. Raises NotFound."""
         with reading(self._engine) as session:
-            return _to_model(_row(session, model_id))
+            return _to_model(self._row(session, model_id))
 
     def list(self, *, after: str | None, limit: int) -> Page[Model]:
         """Return models, newest first. Raises NotFound when `after` names none."""
-        statement = select(ModelRow).order_by(ModelRow.created_at.desc(), ModelRow.id.desc()).limit(limit + 1)
+        statement = self._viewer.only(select(ModelRow), ModelRow.owned_by)
+        statement = statement.order_by(ModelRow.created_at.desc(), ModelRow.id.desc()).limit(limit + 1)
         with reading(self._engine) as session:
             if after is not None:
-                last = _row(session, after, "after")
+                last = self._row(session, after, "after")
                 older = and_(ModelRow.created_at == last.created_at, ModelRow.id < last.id)
                 statement = statement.where(or_(ModelRow.created_at < last.created_at, older))
             found = [_to_model(row) for row in session.scalars(statement)]
@@ -93,7 +97,7 @@ class ModelStore:
     def path_of(self, model_id: str) -> Path:
         """Return the folder of a model that is ready. Raises NotFound, or Conflict `model_not_ready`."""
         with reading(self._engine) as session:
-            row = _row(session, model_id)
+            row = self._row(session, model_id)
             if row.status != "ready":
                 reason = (row.error or {}).get("message", "wait until its status is 'ready'")
                 message = f"model {model_id!r} is {row.status}: {reason}"
@@ -107,7 +111,7 @@ class ModelStore:
         """
         with self._locked(model_id):
             with writing(self._engine) as session:
-                row = _row(session, model_id)
+                row = self._row(session, model_id)
                 _refuse_in_use(session, model_id)
                 session.delete(row)
             if row.origin != "path":
@@ -171,12 +175,20 @@ class ModelStore:
             facts=None if facts is None else facts.model_dump(mode="json"),
             error=None,
             request=request.model_dump(mode="json"),
+            owned_by=self._viewer.owner,
         )
         with writing(self._engine) as session:
             if session.get(ModelRow, request.name) is not None:
                 raise _taken(request.name)
             session.add(row)
         return _to_model(row)
+
+    def _row(self, session: Session, model_id: str, param: str = "model") -> ModelRow:
+        row = None if "\0" in model_id else session.get(ModelRow, model_id)
+        if row is None or not self._viewer.sees(row.owned_by):
+            message = f"no model has id {model_id!r}; GET /v1/models lists those there are"
+            raise NotFound("model_not_found", message, param)
+        return row
 
     def _refuse_taken(self, name: str) -> None:
         with reading(self._engine) as session:
@@ -198,13 +210,6 @@ def _taken(name: str) -> Conflict:
     return Conflict("model_exists", f"name {name!r} is taken; models are immutable: choose another name", "name")
 
 
-def _row(session: Session, model_id: str, param: str = "model") -> ModelRow:
-    row = None if "\0" in model_id else session.get(ModelRow, model_id)
-    if row is None:
-        raise NotFound("model_not_found", f"no model has id {model_id!r}; GET /v1/models lists those there are", param)
-    return row
-
-
 def _refuse_in_use(session: Session, model_id: str) -> None:
     statement = select(JobRow).where(JobRow.model == model_id, JobRow.status.not_in(TERMINAL)).limit(1)
     job = session.scalars(statement).one_or_none()
@@ -217,6 +222,7 @@ def _to_model(row: ModelRow) -> Model:
     values: dict[str, Any] = {
         "id": row.id,
         "created": int(row.created_at),
+        "owned_by": row.owned_by,
         "status": row.status,
         "origin": row.origin,
         "parent": row.parent,

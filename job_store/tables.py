@@ -3,7 +3,9 @@
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
+
+from api_schemas.keys import DEFAULT_OWNER
 
 
 class Base(DeclarativeBase):
@@ -12,16 +14,23 @@ class Base(DeclarativeBase):
     type_annotation_map = {dict[str, Any]: JSON, list[str]: JSON}  # noqa: RUF012 (SQLAlchemy's own idiom)
 
 
+def _owned_by(*, primary_key: bool = False) -> MappedColumn[str]:
+    """Whose row it is. The server's default serves rows that an older version of the service writes."""
+    return mapped_column(String(64), default=DEFAULT_OWNER, server_default=DEFAULT_OWNER, primary_key=primary_key)
+
+
 class FileRow(Base):
     """A stored file; bytes live in the file store under their SHA-256, shared by equal files."""
 
     __tablename__ = "files"
+    __table_args__ = (Index("files_by_owner", "owned_by", "created_at", "id"),)
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     created_at: Mapped[float] = mapped_column(Float)
     filename: Mapped[str] = mapped_column(String(512))
     purpose: Mapped[str] = mapped_column(String(64))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
+    owned_by: Mapped[str] = _owned_by()
 
 
 class UploadRow(Base):
@@ -37,6 +46,7 @@ class UploadRow(Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16))
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    owned_by: Mapped[str] = _owned_by()
 
 
 class UploadPartRow(Base):
@@ -56,6 +66,7 @@ class ModelRow(Base):
     """A model that can be compressed or served. `path` is a folder; artifacts name their parent and job."""
 
     __tablename__ = "models"
+    __table_args__ = (Index("models_by_owner", "owned_by", "created_at", "id"),)
     id: Mapped[str] = mapped_column(String(256), primary_key=True)
     created_at: Mapped[float] = mapped_column(Float)
     status: Mapped[str] = mapped_column(String(16))
@@ -66,13 +77,21 @@ class ModelRow(Base):
     facts: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     request: Mapped[dict[str, Any]]
+    owned_by: Mapped[str] = _owned_by()
 
 
 class JobRow(Base):
-    """A compression job: its recipe, its status, and who holds it until when under which fence."""
+    """A compression job: its recipe, its status, and who holds it until when under which fence.
+
+    `owner` is the worker that holds it; whose job it is says `owned_by`.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index("jobs_by_age", "created_at", "id"), Index("jobs_by_lease", "status", "lease_until"))
+    __table_args__ = (
+        Index("jobs_by_age", "created_at", "id"),
+        Index("jobs_by_lease", "status", "lease_until"),
+        Index("jobs_by_owner", "owned_by", "created_at", "id"),
+    )
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
@@ -96,6 +115,7 @@ class JobRow(Base):
     attempt: Mapped[int] = mapped_column(Integer)
     enqueued_at: Mapped[float] = mapped_column(Float)
     next_sequence: Mapped[int] = mapped_column(Integer)
+    owned_by: Mapped[str] = _owned_by()
 
 
 class EventRow(Base):
@@ -112,9 +132,10 @@ class EventRow(Base):
 
 
 class IdempotencyRow(Base):
-    """An `Idempotency-Key` and what it answered; the payload's fingerprint tells a replay from a reuse."""
+    """An owner's `Idempotency-Key` and what it answered; the payload's fingerprint tells a replay from a reuse."""
 
     __tablename__ = "idempotency_keys"
+    owned_by: Mapped[str] = _owned_by(primary_key=True)
     key: Mapped[str] = mapped_column(String(256), primary_key=True)
     created_at: Mapped[float] = mapped_column(Float)
     fingerprint: Mapped[str] = mapped_column(String(64))
@@ -130,3 +151,5 @@ class ApiKeyRow(Base):
     name: Mapped[str] = mapped_column(String(128))
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+    owned_by: Mapped[str] = _owned_by()
+    scopes: Mapped[list[str]] = mapped_column(JSON, server_default='["admin"]')

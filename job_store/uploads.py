@@ -17,6 +17,7 @@ from job_store.database import reading, writing
 from job_store.files import FileStore, to_file
 from job_store.landing import Landed, Landing, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder
+from job_store.owners import SERVER, Viewer
 from job_store.settings import Settings
 from job_store.tables import FileRow, UploadPartRow, UploadRow
 from job_store.upload_parts import next_number, ordered_parts, replace_part, to_part
@@ -35,12 +36,14 @@ class UploadStore:
         files: FileStore,
         *,
         clock: Callable[[], float] = time.time,
+        viewer: Viewer = SERVER,
     ) -> None:
         self._engine = engine
         self._layout = layout
         self._settings = settings
         self._files = files
         self._clock = clock
+        self._viewer = viewer
 
     def create(self, request: UploadRequest) -> Upload:
         """Open an upload. Raises TooLarge beyond the server's limit, or beyond the room left (code `disk_full`)."""
@@ -60,6 +63,7 @@ class UploadStore:
             expires_at=now + self._settings.upload_ttl_seconds,
             status="pending",
             file_id=None,
+            owned_by=self._viewer.owner,
             **request.model_dump(include={"filename", "purpose", "bytes", "sha256"}),
         )
         with writing(self._engine) as session:
@@ -69,14 +73,14 @@ class UploadStore:
     def get(self, upload_id: str) -> Upload:
         """Return an upload. Raises NotFound."""
         with reading(self._engine) as session:
-            row = _row(session, upload_id)
+            row = self._row(session, upload_id)
             file = session.get(FileRow, row.file_id) if row.file_id else None
             return self._to_upload(row, None if file is None else to_file(file))
 
     def parts(self, upload_id: str, *, after: str | None, limit: int) -> Page[UploadPart]:
         """Return the parts that arrived, by number: what a client needs to resume. Raises NotFound."""
         with reading(self._engine) as session:
-            _row(session, upload_id)
+            self._row(session, upload_id)
             statement = select(UploadPartRow).where(UploadPartRow.upload_id == upload_id)
             if after is not None:
                 last = None if "\0" in after else session.get(UploadPartRow, after)
@@ -148,7 +152,7 @@ class UploadStore:
             landed = self._gather(upload, request)
 
             def mark(session: Session, file: FileRow) -> None:
-                row = _row(session, upload_id)
+                row = self._row(session, upload_id)
                 row.status, row.file_id = "completed", file.id
                 session.execute(delete(UploadPartRow).where(UploadPartRow.upload_id == upload_id))
 
@@ -185,7 +189,7 @@ class UploadStore:
 
     def _close(self, upload_id: str, status: str) -> None:
         with writing(self._engine) as session:
-            row = _row(session, upload_id)
+            row = session.get_one(UploadRow, upload_id)  # of whomever: expiry looks at the clock alone
             if row.status != "pending":
                 return
             row.status = status
@@ -194,7 +198,7 @@ class UploadStore:
 
     def _gather(self, upload: Upload, request: CompleteRequest) -> Landed:
         with reading(self._engine) as session:
-            declared = _row(session, upload.id).sha256
+            declared = self._row(session, upload.id).sha256
             parts = ordered_parts(session, upload.id, request.part_ids)
         stored = self._files.find(declared) if declared and not parts else None
         size = stored.bytes if stored else sum(part.bytes for part in parts)
@@ -223,6 +227,13 @@ class UploadStore:
                 landing.append(source, md5)
             landed = landing.finish()
         return landed, md5.hexdigest()
+
+    def _row(self, session: Session, upload_id: str) -> UploadRow:
+        row = None if "\0" in upload_id else session.get(UploadRow, upload_id)
+        if row is None or not self._viewer.sees(row.owned_by):
+            message = f"no upload has id {upload_id!r}; open one with POST /v1/uploads"
+            raise NotFound("upload_not_found", message, "upload_id")
+        return row
 
     def _require_pending(self, upload: Upload) -> None:
         if upload.status == "expired":
@@ -262,12 +273,3 @@ class UploadStore:
                 "part_bytes": self._settings.max_part_bytes,
             }
         )
-
-
-def _row(session: Session, upload_id: str) -> UploadRow:
-    row = None if "\0" in upload_id else session.get(UploadRow, upload_id)
-    if row is None:
-        raise NotFound(
-            "upload_not_found", f"no upload has id {upload_id!r}; open one with POST /v1/uploads", "upload_id"
-        )
-    return row

@@ -1,4 +1,4 @@
-"""Who may call: bearers of a key, or, with auth 'none', callers on this machine alone.
+"""Who may call, and what: bearers of a key by its scopes, or, with auth 'none', callers on this machine alone.
 
 A middleware and not a dependency: the framework reads the body before it asks its dependencies.
 """
@@ -16,6 +16,7 @@ from api_schemas.errors import InvalidRequest, ModepressError, NotAuthenticated,
 from job_store.keys import KeyStore
 from job_store.settings import Settings
 from service.errors import render_database, render_named
+from service.permissions import NEIGHBOUR, Caller, Permissions, caller_of
 
 GUARDED = "/v1/"
 # Only for the OpenAPI document; `Authentication` does the work.
@@ -40,11 +41,12 @@ def is_loopback(host: str) -> bool:
 
 
 class Authentication:
-    """Turns away requests under /v1/ that carry no valid key."""
+    """Turns away requests under /v1/ that carry no valid key, or one without the scope. Sets `state.caller`."""
 
-    def __init__(self, app: ASGIApp, keys: KeyStore, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyStore, permissions: Permissions, settings: Settings) -> None:
         self._app = app
         self._keys = keys
+        self._permissions = permissions
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +56,11 @@ class Authentication:
             try:
                 if self._settings.auth == "none":
                     _require_neighbour(request)
+                    caller = NEIGHBOUR
                 else:
-                    await run_in_threadpool(self._require_key, request)
+                    caller = await run_in_threadpool(self._caller, request)
+                self._permissions.require(scope, caller)
+                request.state.caller = caller
             except ModepressError as error:
                 await render_named(request, error)(scope, receive, send)
                 return
@@ -64,14 +69,16 @@ class Authentication:
                 return
         await self._app(scope, receive, send)
 
-    def _require_key(self, request: Request) -> None:
+    def _caller(self, request: Request) -> Caller:
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             message = "no API key: send `Authorization: Bearer mp_…`; make one with `modepress keys create`"
             raise NotAuthenticated("missing_api_key", message, "Authorization")
-        if self._keys.recognise(secret.strip()) is None:
+        key = self._keys.recognise(secret.strip())
+        if key is None:
             message = "this API key is unknown or was revoked; make one with `modepress keys create`"
             raise NotAuthenticated("invalid_api_key", message, "Authorization")
+        return caller_of(key)
 
 
 def _require_neighbour(request: Request) -> None:

@@ -1,7 +1,7 @@
-"""What every route may use: the stores of this app, made once."""
+"""What every route may use: the stores of this app, made once, as the caller may see them."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import httpx
 from fastapi import Depends, Request
@@ -14,9 +14,11 @@ from job_store.keys import KeyStore
 from job_store.layout import Layout
 from job_store.model_files import ModelFileStore
 from job_store.models import ModelStore
+from job_store.owners import SERVER, Viewer
 from job_store.settings import Settings
 from job_store.uploads import UploadStore
 from service.metrics import Metrics
+from service.permissions import Caller
 
 FIRST_TOKEN_SECONDS = 900.0  # a large model may first have to be loaded
 
@@ -37,23 +39,20 @@ class Stores:
     metrics: Metrics
     inference: httpx.AsyncClient
 
+    def seen_by(self, viewer: Viewer) -> "Stores":
+        """Return the same stores for somebody who sees their own rows alone (or, as admin, all)."""
+        return replace(self, **_viewed(self.engine, self.layout, self.settings, viewer))
+
 
 def make_stores(settings: Settings) -> Stores:
     """Build the stores. Nothing is written yet: the app's start does that."""
     engine = make_engine(settings.resolved_database_url)
     layout = Layout(settings.resolved_home)
-    files = FileStore(engine, layout)
-    models = ModelStore(engine, layout, settings, files=files)
     return Stores(
         settings=settings,
         engine=engine,
         layout=layout,
-        files=files,
-        uploads=UploadStore(engine, layout, settings, files),
-        models=models,
-        model_files=ModelFileStore(engine, models),
         keys=KeyStore(engine),
-        jobs=JobStore(engine),
         metrics=Metrics(engine),
         inference=httpx.AsyncClient(
             base_url=settings.inference_url,
@@ -61,13 +60,41 @@ def make_stores(settings: Settings) -> Stores:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
             trust_env=False,  # the inference process is a neighbour, never behind a proxy
         ),
+        **_viewed(engine, layout, settings, SERVER),
     )
 
 
-def stores_of(request: Request) -> Stores:
-    """Return the stores of the app that serves this request."""
+def _viewed(engine: Engine, layout: Layout, settings: Settings, viewer: Viewer) -> dict[str, Any]:
+    files = FileStore(engine, layout, viewer=viewer)
+    models = ModelStore(engine, layout, settings, files=files, viewer=viewer)
+    return {
+        "files": files,
+        "uploads": UploadStore(engine, layout, settings, files, viewer=viewer),
+        "models": models,
+        "model_files": ModelFileStore(engine, models),
+        "jobs": JobStore(engine, viewer=viewer),
+    }
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who sent this request. Only routes behind `service.auth.Authentication` have a caller."""
+    caller: Caller = request.state.caller
+    return caller
+
+
+def server_stores_of(request: Request) -> Stores:
+    """Return the stores of the app that serves this request, which see everything: for routes that show no rows."""
     stores: Stores = request.app.state.stores
     return stores
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]
+ServerStoresOf = Annotated[Stores, Depends(server_stores_of)]
+
+
+def stores_of(stores: ServerStoresOf, caller: CallerOf) -> Stores:
+    """Return the stores as the caller sees them."""
+    return stores.seen_by(caller.viewer)
 
 
 StoresOf = Annotated[Stores, Depends(stores_of)]

@@ -1,10 +1,12 @@
 """keys: made, listed and revoked on the server's own machine, against its database."""
 
 import time
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from api_schemas.keys import DEFAULT_OWNER, Scope
 from job_store.database import make_engine, upgrade
 from job_store.keys import KeyStore
 from job_store.settings import Settings
@@ -12,25 +14,45 @@ from modepress import output
 from modepress.address import home
 from modepress.commands.options import AsJson
 
+
+class KeyScope(StrEnum):
+    """The choices of --scope; `admin` covers the others."""
+
+    ADMIN = "admin"
+    SUBMIT = "submit"
+    INFER = "infer"
+    READ = "read"
+
+
 keys = typer.Typer(no_args_is_help=True, help="API keys; run on the server's machine (uses its database).")
 
 
 @keys.command()
 def create(
     name: Annotated[str, typer.Argument(help="What it is for, e.g. laptop.")],
+    scope: Annotated[
+        list[KeyScope] | None,
+        typer.Option(help="What it may do; repeat for more.", show_default="admin: everything", case_sensitive=False),
+    ] = None,
+    owner: Annotated[str, typer.Option(help="Whose models, jobs and files it works with.")] = DEFAULT_OWNER,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. Its secret is shown this once; only a hash is stored."""
-    made = _store().create(name)
-    output.show(made, as_json=as_json, human=lambda: f"{made.secret}\n(id {made.id}; shown this once)")
+    scopes: list[Scope] = [one.value for one in scope or [KeyScope.ADMIN]]
+    made = _store().create(name, scopes=scopes, owner=owner)
+    what = f"id {made.id}, owner {made.owner}, may {', '.join(made.scopes)}; shown this once"
+    output.show(made, as_json=as_json, human=lambda: f"{made.secret}\n({what})")
 
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, revoked ones too."""
     found = _store().list()
-    rows = [(key.id, key.name, _when(key.created_at), _when(key.revoked_at)) for key in found]
-    columns = ("id", "name", "made", "revoked")
+    rows = [
+        (key.id, key.name, key.owner, ", ".join(key.scopes), _when(key.created_at), _when(key.revoked_at))
+        for key in found
+    ]
+    columns = ("id", "name", "owner", "scopes", "made", "revoked")
     output.show(found, as_json=as_json, human=lambda: output.table(columns, rows) if rows else "no keys yet")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from api_schemas.health import Alive, Readiness
-from service.deps import StoresOf
+from service.deps import ServerStoresOf
 from service.readiness import readiness
 
 router = APIRouter(tags=["health"])
@@ -19,7 +19,7 @@ async def alive() -> Alive:
 
 
 @router.get("/readyz", responses=NOT_READY)
-async def ready(stores: StoresOf, response: Response) -> Readiness:
+async def ready(stores: ServerStoresOf, response: Response) -> Readiness:
     """Try database, broker and inference process."""
     found = await readiness(stores)
     response.status_code = 200 if found.status == "ready" else 503

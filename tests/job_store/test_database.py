@@ -8,6 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
+from api_schemas.keys import DEFAULT_OWNER
 from job_store.database import make_engine, reading, upgrade, writing
 from job_store.tables import Base, IdempotencyRow
 
@@ -38,7 +39,7 @@ def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="halfway"):
         fail_halfway()
     with reading(engine) as session:
-        assert session.get(IdempotencyRow, "k") is None
+        assert session.get(IdempotencyRow, (DEFAULT_OWNER, "k")) is None
 
 
 def test_writers_do_not_trip_over_each_other(engine: Engine) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from api_schemas.errors import NotFound
+from api_schemas.errors import InvalidRequest, NotFound
 from job_store.database import make_engine, upgrade
 from job_store.keys import KeyStore
 
@@ -23,7 +23,9 @@ def test_a_key_is_recognised_until_it_is_revoked(keys: KeyStore) -> None:
     made = keys.create("laptop")
     assert made.secret.startswith("mp_")
     assert len(made.secret) == len("mp_") + 43  # 256 bits in base64
-    assert keys.recognise(made.secret) == made.id
+    known = keys.recognise(made.secret)
+    assert known is not None
+    assert known.id == made.id
     revoked = keys.revoke(made.id)
     assert revoked.revoked_at is not None
     assert keys.revoke(made.id) == revoked
@@ -44,6 +46,25 @@ def test_the_secret_is_nowhere_in_the_database(keys: KeyStore, tmp_path: Path) -
 def test_wrong_secrets(keys: KeyStore, wrong: str) -> None:
     keys.create("one")
     assert keys.recognise(wrong) is None
+
+
+def test_a_key_has_scopes_and_an_owner(keys: KeyStore) -> None:
+    made = keys.create("one", scopes=("read", "submit"), owner="anna")
+    assert (made.scopes, made.owner) == (("submit", "read"), "anna")
+    assert keys.create("two").scopes == ("admin",)
+
+
+@pytest.mark.parametrize("owner", ["", "Anna", "a b", "-a", "a" * 65, "ä", "a\n", "../x"])
+def test_names_that_no_owner_has(keys: KeyStore, owner: str) -> None:
+    with pytest.raises(InvalidRequest, match="owner") as caught:
+        keys.create("one", owner=owner)
+    assert caught.value.code == "invalid_owner"
+
+
+def test_a_key_without_a_scope_is_not_made(keys: KeyStore) -> None:
+    with pytest.raises(InvalidRequest, match="admin, submit, infer, read") as caught:
+        keys.create("one", scopes=())
+    assert caught.value.code == "no_scopes"
 
 
 def test_an_unknown_key_cannot_be_revoked(keys: KeyStore) -> None:

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine
 
-from api_schemas.errors import Conflict, ErrorBody
+from api_schemas.errors import Conflict, ErrorBody, NotFound
 from api_schemas.events import ProgressEvent
 from api_schemas.jobs import Usage
 from job_store.database import make_engine, reading, writing
 from job_store.jobs import JobStore
 from job_store.leases import Ending, LeaseStore
+from job_store.owners import Viewer
 from job_store.tables import JobRow, ModelRow
 from job_store.transitions import ALLOWED, IllegalTransition, advance
 from tests.job_store.conftest import HASH, Clock, job_request
@@ -60,6 +61,17 @@ def test_a_held_an_unknown_and_an_ended_job_are_not_to_be_had(leases: LeaseStore
     assert leases.claim(job_id, "v", LEASE) is None
     assert leases.finish(job_id, 1, DONE)
     assert leases.claim(job_id, "v", LEASE) is None
+
+
+def test_an_artifact_belongs_to_the_owner_of_its_job(engine: Engine, leases: LeaseStore) -> None:
+    anna = JobStore(engine, viewer=Viewer("anna"))
+    job_id = anna.create(job_request(), recipe_hash=HASH)[0].id
+    assert leases.claim(job_id, "w", LEASE) is not None
+    assert leases.finish(job_id, 1, Ending("succeeded", "m", Usage(), report=DONE.report, artifact=artifact(job_id)))
+    with reading(engine) as session:
+        assert session.get_one(ModelRow, "tiny-s-1").owned_by == "anna"
+    with pytest.raises(NotFound):
+        JobStore(engine, viewer=Viewer("bert")).get(job_id)
 
 
 def test_many_threads_one_winner(leases: LeaseStore, store: JobStore, job_id: str) -> None:

@@ -245,6 +245,10 @@ def test_keys_are_made_listed_and_revoked(shell: Shell) -> None:
     assert made["secret"] not in json.dumps(listed)
     assert shell.json("keys", "revoke", made["id"])["revoked_at"] is not None
     assert shell.run("keys", "revoke", "key_nobody").returncode == 3
+    made = shell.json("keys", "create", "x", "--scope", "read", "--scope", "infer", "--owner", "anna")
+    assert (made["scopes"], made["owner"]) == (["infer", "read"], "anna")
+    assert shell.run("keys", "create", "x", "--scope", "write").returncode == 2
+    assert shell.run("keys", "create", "x", "--owner", "An na").returncode == 3
 
 
 def test_doctor(shell: Shell) -> None:

@@ -55,7 +55,7 @@ def stock(served: Served) -> Iterator[openai.OpenAI]:
 def test_the_stock_client_lists_models_and_chats(stock: openai.OpenAI) -> None:
     listed = {model.id: model for model in stock.models.list()}
     assert {"tiny", "endless"} <= set(listed)
-    assert stock.models.retrieve("tiny").owned_by == "modepress"
+    assert stock.models.retrieve("tiny").owned_by == "default"
     answer = stock.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=8, seed=1
     )

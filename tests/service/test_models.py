@@ -36,7 +36,7 @@ def test_push_list_and_delete(client: httpx.Client, tiny_folder: Path) -> None:
     assert answer.status_code == 201, answer.text
     assert answer.headers["location"] == "/v1/models/pushed"
     model = answer.json()
-    assert (model["object"], model["owned_by"], model["origin"]) == ("model", "modepress", "upload")
+    assert (model["object"], model["owned_by"], model["origin"]) == ("model", "default", "upload")
     assert model["facts"]["tied_head"] is False
     assert model["facts"]["parameters"] > model["facts"]["block_parameters"] > 0
     assert client.get("/v1/models/pushed").json() == model
