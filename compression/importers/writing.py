@@ -49,6 +49,7 @@ def write_weights(
     folder: Path,
     dtype: torch.dtype | Callable[[str], torch.dtype],
     shard_bytes: int = SHARD_BYTES,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write every target and the ledger; return the record that was written.
 
@@ -58,6 +59,7 @@ def write_weights(
         folder: where to.
         dtype: of the written tensors, or what says it for each.
         shard_bytes: largest size of one file.
+        notes: what else the record shall say.
 
     Raises:
         InvalidCheckpoint: `overflow`: a finite weight has no finite value in the dtype.
@@ -74,7 +76,7 @@ def write_weights(
     if len(shards) > 1:
         placed = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         write_json(folder / INDEX, {"metadata": {"total_size": written}, "weight_map": placed})
-    record = {**ledger.record(), "bytes": {"read": _read(ledger), "written": written}}
+    record = {**(notes or {}), **ledger.record(), "bytes": {"read": _read(ledger), "written": written}}
     write_json(folder / FILE, record)
     return record
 

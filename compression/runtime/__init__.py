@@ -1,7 +1,8 @@
 """Module classes that compressed models need to run. Importing this registers them with transformers' Auto classes."""
 
-from compression.runtime import composites, models, tablegpt2
+from compression.runtime import artgpt4, composites, minigpt4, models, tablegpt2, tinygptv
 
 models.register()
+for _family in (minigpt4, tinygptv, artgpt4, tablegpt2):
+    _family.register()
 composites.register()
-tablegpt2.register()

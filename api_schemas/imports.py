@@ -1,0 +1,43 @@
+"""What an importer is told: which published files, and what no file says."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from api_schemas.base import Frozen
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Template = Literal["human", "human_bare", "inst", "instruct", "caption"]
+Place = Annotated[str, Field(min_length=1, max_length=4096)]
+PATH_FIELDS = ("language", "vision", "q_former", "delta")
+
+
+class ImageChatImport(Frozen):
+    """What the families around EVA ViT-g and a Q-Former have in common."""
+
+    language: Annotated[Place, Field(description="folder of the language model: weights, config.json, tokenizer")]
+    vision: Annotated[Place, Field(description="eva_vit_g.pth")]
+    delta: Annotated[Place, Field(description="the authors' own file: what they trained")]
+    template: Annotated[
+        Template | None,
+        Field(
+            description="prompt form: human (###Human: … after a system text), human_bare (without that), inst "
+            "([INST] … [/INST]), instruct (Instruct: … Output:), caption (the image alone); default: by stage"
+        ),
+    ] = None
+    image_size: Annotated[int | None, Field(ge=1, le=4096, description="pixels; default: by family and stage")] = None
+    vision_heads: Annotated[int, Field(ge=1, le=1024, description="of the ViT; no file says it")] = 16
+    q_former_heads: Annotated[int, Field(ge=1, le=1024, description="of the Q-Former; no file says it")] = 12
+    dtype: Annotated[Dtype, Field(description="of what is written; auto: that of most of the language model")] = "auto"
+
+
+class TinyGptvImport(ImageChatImport):
+    """TinyGPT-V: Phi-2, EVA ViT-g, BLIP-2's Q-Former, and a file of one training stage."""
+
+    family: Literal["tinygptv"]
+    q_former: Annotated[Place, Field(description="blip2_pretrained_flant5xxl.pth")]
+    stage: Annotated[int | None, Field(ge=1, le=4, description="default: as the delta's file name says")] = None
+    lora_alpha: Annotated[float, Field(gt=0, description="of the adapters; their scale is this over their rank")] = 16.0
+
+
+ImportRequest = TinyGptvImport
