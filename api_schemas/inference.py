@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from api_schemas.base import Frozen
+from api_schemas.table_parts import TablePart
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 
@@ -30,6 +31,11 @@ class ImagePart(Frozen):
     image_url: ImageAddress
 
 
+def _known_role(role: str) -> str:
+    """TableGPT's agent calls the assistant `ai`."""
+    return "assistant" if role == "ai" else role
+
+
 def _kind_of_content(content: Any) -> str:
     """Which form is meant, so that a mistake in a part is named and not the form that was not chosen."""
     return "parts" if isinstance(content, list) else "text"
@@ -38,13 +44,18 @@ def _kind_of_content(content: Any) -> str:
 class Message(Frozen):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant", "tool", "ai"], AfterValidator(_known_role)
+    ]  # `ai` is read as `assistant`
     content: Annotated[
         Annotated[str, Tag("text")]
-        | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Tag("parts")],
+        | Annotated[list[Annotated[TextPart | ImagePart | TablePart, Field(discriminator="type")]], Tag("parts")],
         Discriminator(_kind_of_content),
     ]
     name: str | None = None
+    tool_call_id: Annotated[str | None, Field(max_length=256, description="of a `tool` message, for the template")] = (
+        None
+    )
 
 
 class StreamOptions(Frozen):

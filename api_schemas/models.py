@@ -17,11 +17,12 @@ class CheckpointFacts(Frozen):
     model_type: str
     architecture: str
     family: Annotated[str | None, Field(description="the family table that fits, or null")]
-    modality: Literal["text", "image-text"] = "text"
+    modality: Literal["text", "image-text", "table-text"] = "text"
     parts: Annotated[
         tuple[ModelPart, ...], Field(description="of a model whose decoder is one part of several; else empty")
     ] = ()
     reads_images: Annotated[bool, Field(description="whether chat with it takes images here")] = False
+    reads_tables: Annotated[bool, Field(description="whether chat with it takes tables here")] = False
     parameters: int
     block_parameters: int
     blocks: int

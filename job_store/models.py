@@ -240,5 +240,6 @@ def _capabilities(row: ModelRow) -> dict[str, list[str]]:
         tasks = ["completion", "chat"] if (row.facts or {}).get("has_chat_template") else ["completion"]
         if (row.facts or {}).get("family") is not None and not (row.facts or {}).get("blockers"):
             tasks.append("compression")
-    images = "chat" in tasks and (row.facts or {}).get("reads_images")
-    return {"input_modalities": ["text", *["image"] * bool(images)], "output_modalities": ["text"], "tasks": tasks}
+    facts = row.facts or {}
+    more = [kind for kind in ("image", "table") if "chat" in tasks and facts.get(f"reads_{kind}s")]
+    return {"input_modalities": ["text", *more], "output_modalities": ["text"], "tasks": tasks}

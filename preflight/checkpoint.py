@@ -7,7 +7,7 @@ compressed here, and as warnings what was left aside.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.models import CheckpointFacts
@@ -27,6 +27,7 @@ from preflight.remote_code import refuse_remote_code
 from preflight.safetensors_header import TensorEntry
 from preflight.shards import SUFFIX, read_tensors
 from preflight.strict_json import read_object, shown_list
+from preflight.tables import has_rule, has_table_encoder
 from preflight.tensor_check import (
     architecture_of,
     check_parts,
@@ -153,8 +154,9 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         model_type=str(whole.get("model_type") or ""),
         architecture=architecture_of(whole),
         family=family.name if family else None,
-        modality="image-text" if placed or has_vision(whole) else "text",
+        modality=_modality(placed, whole),
         reads_images=reads_images(whole) and has_processor(checkpoint.side_files),
+        reads_tables=has_rule(checkpoint.side_files),
         parts=count_parts(placed, counted),
         parameters=sum(dtypes.values()),
         block_parameters=block_parameters(family, tensors),
@@ -172,6 +174,12 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         + find_warnings(config, tensors, checkpoint.tokenizer)
         + image_warnings(whole, checkpoint.side_files),
     )
+
+
+def _modality(placed: Placed | None, config: Mapping[str, Any]) -> Literal["text", "image-text", "table-text"]:
+    if placed or has_vision(config):
+        return "image-text"
+    return "table-text" if has_table_encoder(config) else "text"
 
 
 def _setting(family: Family | None, config: Mapping[str, Any], name: str) -> Any:

@@ -128,11 +128,11 @@ class CellTableEncoder(nn.Module):
         """Unit vectors `[cells, width]` of texts `[cells, tokens]`: the mean of the tokens that `mask` keeps."""
         vectors = []
         for part, kept in zip(cells.split(CELLS_AT_ONCE), mask.split(CELLS_AT_ONCE), strict=True):
-            longest = int(kept.sum(dim=1).max())
+            longest = max(1, int(kept.sum(dim=1).max()))
             part, kept = part[:, :longest], kept[:, :longest]
             states = self.sentence(input_ids=part, attention_mask=kept).last_hidden_state
             weights = kept.unsqueeze(-1).to(states.dtype)
-            means = (states * weights).sum(1) / weights.sum(1)
+            means = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
             vectors.append(functional.normalize(means, dim=-1, eps=LEAST_LENGTH))
         return torch.cat(vectors)
 

@@ -25,6 +25,8 @@ from workers.inference.queueing import WaitingLine
 from workers.inference.registry import Registry
 from workers.inference.stops import stop_strings
 from workers.inference.streaming import TicketStream, event_lines, gather
+from workers.inference.tables.prompting import table_places
+from workers.inference.tables.reading import refuse_tables
 from workers.inference.tasks import Started
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; access logs do
@@ -64,6 +66,7 @@ def _add_generation(app: FastAPI) -> None:
         """Answer a conversation."""
         _refuse_early(body)
         try:
+            await _refuse_unshown(request, body)
             images = await _images(request, body)
         except ClientGone:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -98,6 +101,14 @@ def _refuse_early(body: Sampling) -> None:
     """Refuse what needs no model before the line."""
     refuse_broken_text(body)
     stop_strings(body.stop)
+
+
+async def _refuse_unshown(request: Request, body: ChatRequest) -> None:
+    """Refuse tables for a model that has no way to be shown one, before it is loaded."""
+    places = table_places(body.messages)
+    if places:
+        source = await request.app.state.engine.find(body.model)
+        await asyncio.to_thread(refuse_tables, source, places)
 
 
 async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:

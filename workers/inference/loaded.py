@@ -39,7 +39,11 @@ def _describe(slot: Slot) -> dict[str, Any]:
         "device": precision.device,
         "load_seconds": round(loaded.seconds, 3),
         "context_length": loaded.context_length,
-        "input_modalities": ["text", *["image"] * (loaded.processor is not None)],
+        "input_modalities": [
+            "text",
+            *["image"] * (loaded.processor is not None),
+            *["table"] * (loaded.tables is not None),
+        ],
         "eos_ids": sorted(loaded.eos_ids),
         "sampling_defaults": loaded.defaults.model_dump(),
     }

@@ -21,6 +21,7 @@ from workers.inference.precision import STORED, Precision, choose_precision, cpu
 from workers.inference.processors import NoProcessor, load_processor
 from workers.inference.registry import ModelSource
 from workers.inference.sampling import SamplingDefaults
+from workers.inference.tables.reading import TableReader, load_table_reader
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class LoadedModel:
         cache_argument: the name under which the model's forward takes its key-value cache.
         processor: makes inputs of text and images; None where the model reads text alone.
         no_processor: why a model with a vision tower has none.
+        tables: how it is shown tables; None where it has no rule for them.
     """
 
     source: ModelSource
@@ -77,6 +79,7 @@ class LoadedModel:
     cache_argument: str
     processor: Any = None
     no_processor: NoProcessor | None = None
+    tables: TableReader | None = None
 
 
 def plan_load(source: ModelSource) -> LoadPlan:
@@ -105,8 +108,8 @@ def load(plan: LoadPlan) -> LoadedModel:
     """Load a model; safetensors only, no remote code, no network.
 
     Raises:
-        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing`, `processor_load_failed`
-            or `invalid_generation_config`.
+        InvalidCheckpoint: `model_load_failed`, `missing_weights`, `tokenizer_missing`, `processor_load_failed`,
+            `invalid_table_rule`, `table_tokenizer_invalid` or `invalid_generation_config`.
         Unavailable: `out_of_memory`.
     """
     start = time.monotonic()
@@ -129,6 +132,7 @@ def load(plan: LoadPlan) -> LoadedModel:
         cache_argument="cache" if "cache" in parameters else "past_key_values",
         processor=None if isinstance(processor, NoProcessor) else processor,
         no_processor=processor if isinstance(processor, NoProcessor) else None,
+        tables=load_table_reader(plan.source, model),
     )
 
 

@@ -9,12 +9,15 @@ from api_schemas.errors import InvalidRequest
 from api_schemas.inference import ChatRequest, CompletionRequest, Message, Sampling
 from preflight.checkpoint import CONFIG
 from preflight.strict_json import read_object
+from preflight.tables import TEXT
 from preflight.vision import loads_with_vision, why_no_images
 from workers.inference.images.reading import ImageFile
 from workers.inference.loading import LoadedModel
 from workers.inference.registry import ModelSource
 from workers.inference.sampling import choose_sampling
 from workers.inference.stops import stop_strings
+from workers.inference.tables.prompting import table_inputs, table_places, write_tables
+from workers.inference.tables.reading import not_supported
 from workers.inference.tasks import GenerationTask
 from workers.inference.vision_prompts import (
     content_parts,
@@ -39,7 +42,7 @@ def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageF
 
     Raises:
         InvalidRequest: `chat_template_missing`, `chat_template_error`, `context_length_exceeded`, `invalid_stop`, or
-            what `vision_prompts` raises about images.
+            what `vision_prompts` raises about images and `tables.prompting` about tables.
     """
     refuse_unreadable(loaded, images)
     prompt, pictures = _chat_inputs(loaded, request.messages, images)
@@ -162,8 +165,14 @@ def _requested_limit(request: ChatRequest) -> tuple[int | None, str]:
 def _chat_inputs(
     loaded: LoadedModel, messages: Sequence[Message], images: Sequence[ImageFile]
 ) -> tuple[list[int], Mapping[str, Any]]:
-    template = vision_template(loaded)
+    template, reader = vision_template(loaded), loaded.tables
+    if reader is None and (places := table_places(messages)):
+        raise not_supported(loaded.source.id, places[0])
+    messages, frames = write_tables(reader.rule, messages) if reader is not None else (messages, [])
     text = render_chat(loaded.tokenizer, messages, template, in_parts=template is not None and places_images(template))
+    if reader is not None and reader.rule.rule != TEXT:
+        prompt, tables = table_inputs(reader, loaded.tokenizer, text, frames)
+        return prompt, {name: value.to(loaded.precision.device) for name, value in tables.items()}
     if loaded.processor is None:
         return list(loaded.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
     refuse_marks(loaded, messages)
@@ -180,7 +189,8 @@ def _turn(message: Message, template: str, in_parts: bool) -> dict[str, Any]:
         content = message.content
     else:
         content = "\n".join(part.text for part in message.content if part.type == "text")
-    return {"role": role, "content": content} | ({"name": message.name} if message.name else {})
+    more = {"name": message.name, "tool_call_id": message.tool_call_id}
+    return {"role": role, "content": content} | {key: value for key, value in more.items() if value}
 
 
 def _completion_prompt(loaded: LoadedModel, prompt: str | list[int]) -> list[int]:

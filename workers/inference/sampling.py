@@ -88,7 +88,7 @@ class Sampler:
         self._choice = choice
         self._generator = torch.Generator().manual_seed(choice.seed)
         self._seen = torch.zeros(vocabulary, dtype=torch.bool)
-        self._seen[prompt] = True
+        self._seen[[token for token in prompt if token >= 0]] = True  # below 0 are positions that a table fills
 
     def pick(self, logits: torch.Tensor) -> int:
         """Return the next token for logits of shape [vocabulary]."""

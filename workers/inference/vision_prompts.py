@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from api_schemas.errors import InvalidRequest
-from api_schemas.inference import ImagePart, Message
+from api_schemas.inference import Message, TextPart
 from workers.inference.images.reading import ImageFile
 from workers.inference.loading import LoadedModel
 
@@ -46,7 +46,8 @@ def content_parts(message: Message) -> list[dict[str, str]]:
     if isinstance(message.content, str):
         return [{"type": "text", "text": message.content}]
     return [
-        {"type": "image"} if isinstance(p, ImagePart) else {"type": "text", "text": p.text} for p in message.content
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
+        for part in message.content
     ]
 
 
@@ -67,7 +68,7 @@ def refuse_marks(loaded: LoadedModel, messages: Sequence[Message]) -> None:
     """
     for index, message in enumerate(messages):
         content = message.content
-        texts = [content] if isinstance(content, str) else [p.text for p in content if not isinstance(p, ImagePart)]
+        texts = [content] if isinstance(content, str) else [p.text for p in content if isinstance(p, TextPart)]
         for mark in sorted(standing_tokens(loaded)):
             if any(mark in text for text in texts):
                 raise _spelled(mark, f"messages.{index}.content")
