@@ -40,4 +40,29 @@ class TinyGptvImport(ImageChatImport):
     lora_alpha: Annotated[float, Field(gt=0, description="of the adapters; their scale is this over their rank")] = 16.0
 
 
-ImportRequest = TinyGptvImport
+class LlamaChatImport(ImageChatImport):
+    """What MiniGPT-4 and ArtGPT-4 have in common: a LLaMA whose version matters."""
+
+    q_former: Annotated[
+        Place | None, Field(description="blip2_pretrained_flant5xxl.pth; none where patches are joined instead")
+    ] = None
+    accept_base: Annotated[bool, Field(description="take a language model of another version than the authors'")] = (
+        False
+    )
+
+
+class MiniGpt4Import(LlamaChatImport):
+    """MiniGPT-4 and MiniGPT-v2: Vicuna v0 with a Q-Former, or Llama 2 chat with joined patches."""
+
+    family: Literal["minigpt4"]
+    lora_alpha: Annotated[float, Field(gt=0, description="of adapters; their scale is this over their rank")] = 16.0
+
+
+class ArtGpt4Import(LlamaChatImport):
+    """ArtGPT-4: Vicuna 13B v0 with a bottleneck in each block."""
+
+    family: Literal["artgpt4"]
+    q_former: Annotated[Place, Field(description="blip2_pretrained_flant5xxl.pth")]
+
+
+ImportRequest = Annotated[TinyGptvImport | MiniGpt4Import | ArtGpt4Import, Field(discriminator="family")]

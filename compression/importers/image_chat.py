@@ -1,6 +1,6 @@
 """The common course of an import around EVA ViT-g: open, account, write; complete or not at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,4 +124,17 @@ def _dtype(request: ImageChatImport, ledger: Ledger) -> torch.dtype:
     return found
 
 
-Importer = Callable[[Any, Path], dict[str, Any]]
+def savings(ledger: Ledger, folded: int = 0) -> list[dict[str, Any]]:
+    """What the import makes smaller without changing an output, largest first.
+
+    Args:
+        ledger: complete.
+        folded: parameters saved by making one projection of two.
+    """
+    found = [{"what": rule, "bytes": size} for rule, size in ledger.dropped_bytes().items() if size]
+    source = ledger.sources[DELTA]
+    adapters = sum(source.bytes(name) for name in source.stored if ".lora_" in name)
+    found += [{"what": "adapters_merged", "bytes": adapters}] if adapters else []
+    width = source.meta("llama_proj.weight").element_size()
+    found += [{"what": "projections_folded", "bytes": folded * width}] if folded else []
+    return sorted(found, key=lambda one: (-int(str(one["bytes"])), str(one["what"])))

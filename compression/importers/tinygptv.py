@@ -16,7 +16,7 @@ from torch import Tensor
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.imports import TinyGptvImport
 from compression.importers.blip2_parts import DELTA, use_ln_vision, use_q_former, use_vision
-from compression.importers.image_chat import Plan, language_settings, new_ledger, write_model
+from compression.importers.image_chat import Plan, language_settings, new_ledger, savings, write_model
 from compression.importers.ledger import Key, Ledger
 from compression.importers.lora import plain_names
 from compression.importers.phi_base import layout_name, use_phi
@@ -136,21 +136,3 @@ def fold_projections(ledger: Ledger) -> int:
     source = ledger.sources[DELTA]
     one, two = source.shape(f"{first}.weight"), source.shape(f"{second}.weight")
     return one[0] * one[1] + one[0] + two[0] * two[1] - two[0] * one[1]
-
-
-def savings(ledger: Ledger, folded: int = 0) -> list[dict[str, Any]]:
-    """What the import makes smaller without changing an output, largest first."""
-    found = [{"what": rule, "bytes": size} for rule, size in ledger.dropped_bytes().items() if size]
-    source = ledger.sources[DELTA]
-    adapters = sum(source.bytes(name) for name in source.stored if ".lora_" in name)
-    found += [{"what": "adapters_merged", "bytes": adapters}] if adapters else []
-    width = source.bytes("llama_proj.weight") // max(1, _numel(source.shape("llama_proj.weight")))
-    found += [{"what": "projections_folded", "bytes": folded * width}] if folded else []
-    return sorted(found, key=lambda one: (-int(str(one["bytes"])), str(one["what"])))
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
