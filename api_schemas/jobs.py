@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints
 
 from api_schemas.base import Frozen
 from api_schemas.errors import ErrorBody
+from api_schemas.heartbeats import Heartbeat
 from api_schemas.recipe import Recipe
 
 JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
@@ -65,6 +66,7 @@ class Job(Frozen):
     progress: Progress
     usage: Usage
     attempt: int
+    heartbeat: Annotated[Heartbeat | None, Field(description="the latest; null before the first")] = None
     error: ErrorBody | None
     result_files: tuple[str, ...]
     metadata: Metadata

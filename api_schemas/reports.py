@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from api_schemas.base import Frozen
+from api_schemas.heartbeats import Work
 from api_schemas.plans import BlockShape, Plan
 from api_schemas.recipe import Recipe
 from api_schemas.targets import Target
@@ -168,6 +169,29 @@ class SearchReport(Frozen):
     ended: Annotated[str, Field(description="why no further trial was made")]
 
 
+class TimeShare(Frozen):
+    """Seconds, and their share of the job's wall time."""
+
+    seconds: float
+    share: float
+
+
+class JobTime(Frozen):
+    """Where a job's time went, over all its attempts; read from its time line."""
+
+    wall_seconds: Annotated[float, Field(description="from the start of the first attempt to the end of the last")]
+    attempts: Annotated[int, Field(description="that left a time line")]
+    spent: Annotated[
+        dict[Work, TimeShare],
+        Field(description="own time of all attempts: of a slice, without what lies inside it"),
+    ]
+    lost: Annotated[TimeShare, Field(description="between attempts, at starts and ends, and amid what a kill cut off")]
+    effective_rate: Annotated[
+        float,
+        Field(description="of the wall time, the share that the result holds: the last attempt, and blocks of earlier"),
+    ]
+
+
 class CompressionReport(Frozen):
     """The whole before/after table of a job."""
 
@@ -201,3 +225,4 @@ class CompressionReport(Frozen):
     files: dict[str, str]
     versions: dict[str, str]
     gate_passed: bool | None
+    time: Annotated[JobTime | None, Field(description="null outside the service")] = None

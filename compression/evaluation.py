@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from api_schemas.reports import BeforeAfter, Divergence
-from compression.core.blockwise import run_block_
+from compression.core.blockwise import head_rows, run_block_
 from compression.core.protocols import Streamed
 from compression.core.streamed_model import StreamedModel
-
-HEAD_ROWS = 256  # positions whose logits are held at once: rows x vocabulary x 4 bytes, for two models
+from compression.core.timeline import span
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ def mean_loss(model: Streamed, hidden: Tensor, windows: Tensor) -> float:
     targets, states = windows[:, 1:].reshape(-1), hidden[:, :-1].reshape(-1, hidden.shape[-1])
     total = torch.zeros((), dtype=torch.float64)
     with model.head() as head:
-        for start in range(0, len(targets), HEAD_ROWS):
-            rows = slice(start, start + HEAD_ROWS)
+        for start in range(0, len(targets), head_rows()):
+            rows = slice(start, start + head_rows())
             logs = _log_probabilities(head, states[rows])
             total -= logs.gather(1, targets[rows, None]).sum(dtype=torch.float64)
     return float(total) / len(targets)
@@ -77,8 +76,8 @@ def compare(
     losses = torch.zeros(2, dtype=torch.float64)
     divergences, agreed = [], 0
     with original.head() as head_before, compressed.head() as head_after:
-        for start in range(0, len(targets), HEAD_ROWS):
-            rows = slice(start, start + HEAD_ROWS)
+        for start in range(0, len(targets), head_rows()):
+            rows = slice(start, start + head_rows())
             p, q = (
                 _log_probabilities(head, hidden[rows]) for head, hidden in ((head_before, before), (head_after, after))
             )
@@ -100,4 +99,5 @@ def compare(
 
 def _log_probabilities(head: nn.Module, hidden: Tensor) -> Tensor:
     """Log-probabilities `[rows, vocabulary]` of the next token, float32."""
-    return torch.log_softmax(head(hidden), dim=-1)
+    with span("evaluate", "head"):
+        return torch.log_softmax(head(hidden), dim=-1)

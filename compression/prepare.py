@@ -17,7 +17,7 @@ from api_schemas.errors import InsufficientStorage, InvalidRecipe
 from api_schemas.plans import Plan
 from api_schemas.recipe import Recipe
 from api_schemas.reports import TextUse
-from compression.core.blockwise import share_of_windows, windows_per_chunk
+from compression.core.blockwise import CHUNK_TOKENS, chunk_tokens, share_of_windows, windows_per_chunk
 from compression.core.parallel import Alone, Group, Share
 from compression.core.picture_encoder import PictureEncoder
 from compression.core.picture_rows import picture_rows
@@ -105,7 +105,7 @@ def prepare(
     search = None
     if beyond:
         calibration, search = hold_out(calibration, SEARCH_SHARE, recipe.calibration.num_samples)
-    warnings = (*plan.warnings, *_shortfalls(calibration.use, evaluation.use))
+    warnings = (*plan.warnings, *_shortfalls(calibration.use, evaluation.use), *_smaller_pieces())
     share = _share(group or Alone(), recipe, calibration.tokens)
     streamed = StreamedModel(source, family, checkpoint.tensors)
     return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, warnings, share, search)
@@ -130,6 +130,15 @@ def _shortfalls(calibration: TextUse, evaluation: TextUse) -> Iterator[str]:
     for role, text in (("calibration", calibration), ("evaluation", evaluation)):
         if text.used < text.requested:
             yield f"{role}: {text.requested} windows asked for, {text.used} used: the text has no more"
+
+
+def _smaller_pieces() -> Iterator[str]:
+    """That this run goes on where another ran out of memory."""
+    if chunk_tokens() != CHUNK_TOKENS:
+        yield (
+            f"an earlier attempt ran out of memory: this one runs {chunk_tokens()} tokens at once instead of "
+            f"{CHUNK_TOKENS}, and started from the first block"
+        )
 
 
 def refuse_blocked(plan: Plan) -> None:
@@ -175,6 +184,8 @@ def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
     ]
     if ready.search is not None:
         facts.append(ready.search.use.sha256)
+    if chunk_tokens() != CHUNK_TOKENS:  # what fits and what judges is parted by chunks
+        facts.append({"chunk_tokens": chunk_tokens()})
     if ready.share.group.size > 1:  # float64 sums over ranks round otherwise than those of one process
         facts.append({"ranks": ready.share.group.size})
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -19,6 +19,7 @@ from api_schemas.reports import ReloadProof
 from compression.core.blockwise import run_block_
 from compression.core.memory import available_bytes
 from compression.core.protocols import Streamed
+from compression.core.timeline import span
 
 PROBE = Path(__file__).with_name("probe.py")
 PROJECT = Path(__file__).parents[1]
@@ -82,7 +83,8 @@ def run_probe(folder: Path, tokens: Tensor, *, generate: int, logits: bool, proj
         command += ["--logits"] if logits else []
         command += ["--project", str(PROJECT)] if project_code else []
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        with span("verify", "fresh process"):
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
             raise JobFailed("reload_failed", f"a fresh process could not load {folder.name}: {_reason(done.stderr)}")
         facts: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from api_schemas.events import ProgressEvent, Stage
+from api_schemas.heartbeats import Work
 from compression.core.protocols import ProgressSink
+from compression.core.timeline import span
 
 SPANS: dict[Stage, tuple[float, float]] = {
     "preparing": (0.0, 2.0),
@@ -16,6 +18,8 @@ SPANS: dict[Stage, tuple[float, float]] = {
     "verifying": (73.0, 80.0),
     "evaluating": (80.0, 100.0),
 }
+# what a stage's own time goes to, where its spans do not say it better
+WORK: dict[Stage, Work] = {"preparing": "load", "exporting": "write", "verifying": "verify", "evaluating": "evaluate"}
 
 
 class Stages:
@@ -40,7 +44,8 @@ class Stages:
         self._stage = stage
         started = time.perf_counter()
         self._sink.emit(ProgressEvent(message=message, stage=stage, percent=self._forward(SPANS[stage][0]), data={}))
-        yield
+        with span(WORK.get(stage, "other"), stage, stage=stage):
+            yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def block(self, message: str, index: int, of: int, **data: float) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import Conflict, ErrorBody, InvalidRequest, NotFound
 from api_schemas.events import JobEvent
+from api_schemas.heartbeats import Heartbeat
 from api_schemas.jobs import TERMINAL, Job, JobRequest, JobStatus, Progress, Usage
 from api_schemas.listing import Page
 from api_schemas.recipe import Recipe
@@ -265,6 +266,7 @@ def _view(row: JobRow) -> Job:
         progress=Progress.model_validate(row.progress),
         usage=Usage.model_validate(row.usage),
         attempt=row.attempt,
+        heartbeat=None if row.heartbeat is None else Heartbeat.model_validate(row.heartbeat),
         error=None if row.error is None else ErrorBody.model_validate(row.error),
         result_files=tuple(sorted(row.report.get("files", {}))) if row.report else (),
         metadata=row.job_metadata,

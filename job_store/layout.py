@@ -3,7 +3,7 @@
 blobs/<aa>/<sha256>     stored files, shared by equal content
 uploads/<upload id>/    parts of uploads under way
 models/<model id>/      registered models and finished artifacts
-jobs/<job id>/          job.json, blocks/, attempt-<fence>/
+jobs/<job id>/          job.json, blocks/, trace/, attempt-<fence>/
 tmp/  logs/             scratch on the same file system, and logs
 """
 
@@ -100,6 +100,10 @@ class Layout:
     def attempt(self, job_id: str, fence: int) -> Path:
         """Return the folder of one attempt at a job."""
         return self.job(job_id) / f"attempt-{fence}"
+
+    def trace(self, job_id: str) -> Path:
+        """Return the folder of a job's time line, one file per attempt and writer."""
+        return self.job(job_id) / "trace"
 
     def scratch(self, label: str) -> Path:
         """Return a fresh path under tmp/, on the file system of everything else; nothing is created."""

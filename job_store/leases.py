@@ -5,7 +5,7 @@ finds its fence outdated, and whatever it still wants to say is refused.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 
 from api_schemas.errors import Conflict, ErrorBody
 from api_schemas.events import Level, ProgressEvent
+from api_schemas.heartbeats import Heartbeat
 from api_schemas.jobs import JobStatus, Usage
 from api_schemas.recipe import Recipe
 from job_store.database import reading, writing
 from job_store.tables import JobRow, ModelRow
-from job_store.transitions import advance, append_progress
+from job_store.transitions import advance, append_event, append_progress
 
 HELD = ("running", "cancelling")
 RESEND_BATCH = 100
@@ -34,6 +35,8 @@ class Claim:
     model: str
     recipe: Recipe
     suffix: str | None
+    memory_retries: int = 0
+    first_started_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class LeaseStore:
                 model=row.model,
                 recipe=Recipe.model_validate(row.recipe),
                 suffix=row.suffix,
+                memory_retries=row.memory_retries,
+                first_started_at=row.started_at,
             )
 
     def renew(self, job_id: str, fence: int, lease_seconds: float) -> JobStatus | None:
@@ -109,6 +114,25 @@ class LeaseStore:
             if usage is not None:
                 row.usage = usage.model_dump(mode="json")
             return True
+
+    def beat(self, job_id: str, fence: int, heartbeat: Heartbeat, *, said: str | None) -> bool:
+        """Keep the latest heartbeat; with `said` it becomes an event too. False when fenced off."""
+        with writing(self._engine) as session:
+            row = self._held(session, job_id, fence)
+            if row is None:
+                return False
+            row.heartbeat = heartbeat.model_dump(mode="json")
+            if said is not None:
+                append_event(session, row, self._clock(), said, data={"heartbeat": row.heartbeat})
+            return True
+
+    def note(self, job_id: str, fence: int, message: str, *, level: Level, data: Mapping[str, Any]) -> bool:
+        """Append what the supervisor has seen to the job's events; False when fenced off."""
+        with writing(self._engine) as session:
+            row = self._held(session, job_id, fence)
+            if row is not None:
+                append_event(session, row, self._clock(), message, level=level, data=data)
+            return row is not None
 
     def finish(self, job_id: str, fence: int, ending: Ending, *, publish: Callable[[], None] | None = None) -> bool:
         """End a job: status, report, error, the artifact's row and the last event in one transaction.
@@ -147,7 +171,14 @@ class LeaseStore:
             return True
 
     def release(
-        self, job_id: str, fence: int, reason: str, *, error: ErrorBody, counted: bool = True
+        self,
+        job_id: str,
+        fence: int,
+        reason: str,
+        *,
+        error: ErrorBody,
+        counted: bool = True,
+        out_of_memory: bool = False,
     ) -> JobStatus | None:
         """Give a job back after its process died: queued again, or failed with `error` when attempts are used up.
 
@@ -157,6 +188,7 @@ class LeaseStore:
             reason: what happened, for the event.
             error: stored when the job is given up.
             counted: False when the worker is to blame, as when it is told to stop; the attempt is given back.
+            out_of_memory: tried once more, in smaller pieces; a second time ends the job.
 
         Returns:
             The new status, or None when fenced off.
@@ -168,7 +200,8 @@ class LeaseStore:
             if not counted:
                 row.attempt -= 1
                 reason += ", which costs no attempt"
-            self._give_back(session, row, reason, error)
+            row.memory_retries += out_of_memory
+            self._give_back(session, row, reason, error, last=out_of_memory and row.memory_retries > 1)
             return cast(JobStatus, row.status)
 
     def reap(self) -> list[str]:
@@ -201,18 +234,18 @@ class LeaseStore:
                 row.enqueued_at = now
             return [row.id for row in rows]
 
-    def _give_back(self, session: Session, row: JobRow, reason: str, error: ErrorBody) -> None:
+    def _give_back(self, session: Session, row: JobRow, reason: str, error: ErrorBody, *, last: bool = False) -> None:
         now = self._clock()
         if row.status == "cancelling":
             advance(session, row, "cancelled", now, f"Job cancelled ({reason})")
-        elif row.attempt < self._max_attempts:
+        elif row.attempt < self._max_attempts and not last:
             again = f"{reason}; the job is queued again after {row.attempt} of {self._max_attempts} attempts"
             advance(session, row, "queued", now, again, level="warn")
             row.enqueued_at = now
         else:
             row.error = error.model_dump(mode="json")
-            last = f"{reason}; attempt {row.attempt} of {self._max_attempts} was the last"
-            advance(session, row, "failed", now, last, level="error")
+            end = f"{reason}; attempt {row.attempt} of {self._max_attempts} was the last"
+            advance(session, row, "failed", now, end, level="error")
 
     @staticmethod
     def _lock(session: Session, job_id: str) -> JobRow | None:

@@ -34,6 +34,16 @@ class Settings(BaseSettings):
     reaper_seconds: float = Field(15.0, gt=0, description="how often expired leases are looked for")
     cancel_grace_seconds: float = Field(5.0, gt=0, description="from SIGTERM to SIGKILL")
     max_attempts: int = Field(3, ge=1, description="a job that loses its worker this often fails")
+    heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker writes what its job is doing")
+    heartbeat_event_seconds: float = Field(
+        300.0, gt=0, description="how often one of these heartbeats becomes an event of the job"
+    )
+    stall_seconds: float = Field(
+        1800.0, gt=0, description="a job process that does not move for so long is dumped, killed and tried again"
+    )
+    peak_flops: float = Field(
+        0.0, ge=0, description="operations per second a worker's device can do; 0: unknown, and no MFU is shown"
+    )
     threads: int = Field(0, ge=0, description="CPU threads of a job; 0 takes the cores there are")
     inference_memory_bytes: int = Field(
         8 * GIB, gt=0, description="above this, loaded models are unloaded, oldest first"

@@ -114,6 +114,8 @@ class JobRow(Base):
     lease_until: Mapped[float] = mapped_column(Float)
     attempt: Mapped[int] = mapped_column(Integer)
     enqueued_at: Mapped[float] = mapped_column(Float)
+    heartbeat: Mapped[dict[str, Any] | None]
+    memory_retries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     next_sequence: Mapped[int] = mapped_column(Integer)
     owned_by: Mapped[str] = _owned_by()
 

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 from api_schemas.errors import ErrorBody, ErrorResponse, ModepressError
 from modepress import output
 from modepress.api_error import ModepressApiError
-from modepress.commands import chat_command, job_commands, key_commands, model_commands, pull_command, server_commands
+from modepress.commands import (
+    chat_command,
+    job_commands,
+    key_commands,
+    model_commands,
+    pull_command,
+    server_commands,
+    trace_command,
+)
 from modepress.commands.recipe_options import in_words
 from modepress.exit_codes import ExitCode, of_error, of_status
 
@@ -39,9 +47,12 @@ for command in (
     job_commands.compress,
     job_commands.jobs,
     job_commands.job,
+    job_commands.status,
+    job_commands.watch,
     job_commands.events,
     job_commands.cancel,
     job_commands.report,
+    trace_command.trace,
     chat_command.chat,
 ):
     app.command()(command)

@@ -28,6 +28,7 @@ from api_schemas.models import Deleted, Model, ModelFile, ModelFileObject, Model
 from api_schemas.plans import Plan, PlanRequest
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
+from api_schemas.traces import ChromeTrace
 from modepress import chatting, downloads, event_stream, model_folder, uploads
 from modepress.api_error import ModepressApiError, Unreachable
 from modepress.chatting import ChatAnswer, ChatPiece, Files, Messages
@@ -212,6 +213,10 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
         return self._connection.call("POST", f"/v1/compression/jobs/{job_id}/cancel", Job)
+
+    def trace(self, job_id: str) -> ChromeTrace:
+        """Return a job's time line, for Perfetto or chrome://tracing."""
+        return self._connection.call("GET", f"/v1/compression/jobs/{job_id}/trace", ChromeTrace)
 
     def report(self, job_id: str) -> CompressionReport:
         """Return the before/after report of a finished job."""

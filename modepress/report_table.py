@@ -2,7 +2,7 @@
 
 from rich.console import Group, RenderableType
 
-from api_schemas.reports import CompressionReport, MeasuredPair, SearchReport, TextUse
+from api_schemas.reports import CompressionReport, JobTime, MeasuredPair, SearchReport, TextUse
 from modepress import output
 
 
@@ -38,10 +38,23 @@ def report_table(report: CompressionReport) -> RenderableType:
         f"{report.reload.max_logit_difference:.2g} (tolerance {report.reload.tolerance:.2g})",
         *(f"exported {one.target}: {output.size(one.bytes)}, {one.architecture}" for one in report.exports),
         f"took {output.seconds(report.seconds)}, {output.size(report.peak_rss_bytes)} of memory at most",
+        *(() if report.time is None else _spent(report.time)),
         *(f"warning: {warning}" for warning in report.warnings),
     ]
     searched = () if report.search is None else ("", *_frontier(report.search))
     return Group(output.table(("", ">before", ">after", ">change"), rows), "", *lines, *searched)
+
+
+def _spent(time: JobTime) -> list[str]:
+    """Where the job's time went, largest first."""
+    largest = sorted(time.spent.items(), key=lambda item: -item[1].seconds)
+    parts = [f"{work} {output.seconds(one.seconds)} ({one.share:.0%})" for work, one in largest]
+    parts.append(f"lost {output.seconds(time.lost.seconds)} ({time.lost.share:.0%})")
+    return [
+        f"time of {time.attempts} attempt{'s' if time.attempts > 1 else ''}, {output.seconds(time.wall_seconds)}: "
+        + ", ".join(parts),
+        f"effective job time rate {time.effective_rate:.1%}",
+    ]
 
 
 def _roughly(report: CompressionReport) -> str:

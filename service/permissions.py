@@ -49,6 +49,7 @@ PERMITTED: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", f"{JOB}/cancel"): SUBMIT,
     ("GET", f"{JOB}/events"): READ,
     ("GET", f"{JOB}/report"): READ,
+    ("GET", f"{JOB}/trace"): READ,
     ("POST", "/v1/chat/completions"): INFER,
     ("POST", "/v1/completions"): INFER,
 }

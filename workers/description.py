@@ -15,6 +15,8 @@ EXIT_OK = 0
 EXIT_FAILED = 10  # result.json says why
 EXIT_CANCELLED = 11
 EXIT_DISK_FULL = 12  # there may be no room for a result.json
+EXIT_OUT_OF_MEMORY = 13
+STACKS = "stacks.txt"  # where SIGUSR1 makes the job process write what it is doing
 
 
 class JobDescription(Frozen):
@@ -29,6 +31,8 @@ class JobDescription(Frozen):
     roots: Annotated[tuple[str, ...], Field(description="folders that texts of source `file` may be read from")]
     hub_offline: bool
     threads: int
+    fence: int
+    chunk_tokens: Annotated[int, Field(ge=1, description="tokens run at once; fewer after running out of memory")]
 
 
 class JobResult(Frozen):

@@ -8,18 +8,21 @@ import os
 import resource
 import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 from types import FrameType
 
 from api_schemas.errors import ModepressError
 from api_schemas.events import ProgressEvent
+from api_schemas.heartbeats import Pulse
 from job_store.layout import sync_tree, write_whole
 from job_store.leftovers import DESCRIPTION
 from workers import description as words
 from workers.child import EVENTS_FD
 from workers.description import JobDescription, JobResult
 from workers.lifeline import die_with_supervisor
-from workers.outcome import is_disk_full
+from workers.outcome import is_disk_full, is_out_of_memory
 
 
 class PipeSink:
@@ -42,7 +45,13 @@ class PipeSink:
         """
         if self._told_to_stop:
             raise self._cancelled("told to stop by the supervisor")
-        data = event.model_dump_json().encode() + b"\n"
+        self._send(event.model_dump_json().encode() + b"\n")
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Send where the work is; only `emit` stops it, between blocks."""
+        self._send(b'{"pulse":' + pulse.model_dump_json().encode() + b"}\n")
+
+    def _send(self, data: bytes) -> None:
         while data:
             data = data[os.write(self._descriptor, data) :]
 
@@ -59,34 +68,45 @@ def main(attempt: Path) -> int:
     except Exception as error:
         if is_disk_full(error):
             return words.EXIT_DISK_FULL
+        if is_out_of_memory(error):
+            traceback.print_exc()
+            return words.EXIT_OUT_OF_MEMORY
         raise
     return words.EXIT_OK if result.status == "succeeded" else words.EXIT_FAILED
 
 
 def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
+    started = time.time()
     import torch  # after the environment has said how many threads there are, and in no other process of ours
 
+    from compression.core.blockwise import chunks_of
     from compression.core.protocols import Cancelled
     from compression.judgement import GateFailed
     from compression.pipeline import compress
+    from workers.recording import dump_on_request, recorded
 
     torch.set_num_threads(job.threads)
-    artifact = attempt / words.ARTIFACT
+    dump_on_request(attempt)
+    artifact, sink = attempt / words.ARTIFACT, PipeSink(int(os.environ[EVENTS_FD]), Cancelled)
+    trace = attempt.parent / "trace" / f"job-{job.fence}.json"
     try:
-        report = compress(
-            job.recipe,
-            Path(job.source),
-            artifact,
-            model=job.model,
-            blocks=attempt.parent / "blocks",
-            progress=PipeSink(int(os.environ[EVENTS_FD]), Cancelled),
-            files={file_id: Path(path) for file_id, path in job.files.items()},
-            roots=[Path(root) for root in job.roots],
-            hub_offline=job.hub_offline,
-        )
+        with recorded(trace, job.fence, started, sink.pulse), chunks_of(job.chunk_tokens):
+            report = compress(
+                job.recipe,
+                Path(job.source),
+                artifact,
+                model=job.model,
+                blocks=attempt.parent / "blocks",
+                progress=sink,
+                files={file_id: Path(path) for file_id, path in job.files.items()},
+                roots=[Path(root) for root in job.roots],
+                hub_offline=job.hub_offline,
+            )
     except Cancelled:
         return None
     except ModepressError as error:
+        if is_out_of_memory(error):  # of a fresh process that could not load the artifact
+            raise
         kept = error.report.model_dump(mode="json") if isinstance(error, GateFailed) else None
         if artifact.exists():
             sync_tree(artifact)

@@ -8,10 +8,26 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from api_schemas.errors import ErrorBody
-from workers.description import EXIT_CANCELLED, EXIT_DISK_FULL, EXIT_FAILED, EXIT_OK, RESULT, JobResult
+from workers.description import (
+    EXIT_CANCELLED,
+    EXIT_DISK_FULL,
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_OUT_OF_MEMORY,
+    RESULT,
+    JobResult,
+)
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
+MEMORY_WORDS = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "std::bad_alloc",
+    "MemoryError",
+)
 LOG_TAIL = 400
 
 
@@ -30,16 +46,31 @@ class Crashed:
     error: ErrorBody
 
 
-Outcome = Finished | Crashed
+@dataclass(frozen=True)
+class OutOfMemory:
+    """The process could not have the memory it asked for, or was killed for it. It is tried once more in small."""
+
+    reason: str
+    error: ErrorBody
 
 
-def classify(returncode: int, attempt: Path) -> Outcome:
+Outcome = Finished | Crashed | OutOfMemory
+
+
+def classify(returncode: int, attempt: Path, *, oom_kills: int = 0) -> Outcome:
     """Return how a process ended.
 
     Args:
         returncode: its exit status, negative for a signal.
         attempt: its folder.
+        oom_kills: processes that the kernel killed for memory meanwhile, as far as its counters tell.
     """
+    if returncode == EXIT_OUT_OF_MEMORY:
+        return _out_of_memory(_last_line(attempt / "log.txt"))
+    if returncode == -signal.SIGKILL and oom_kills:
+        return _out_of_memory("the kernel killed it for memory")
+    if returncode < 0 and (words := _words_of_memory(attempt / "log.txt")):
+        return _out_of_memory(words)
     if returncode == EXIT_CANCELLED:
         return _crashed("job_process_stopped", "The job process was told to stop by somebody else")
     if returncode == EXIT_DISK_FULL:
@@ -68,6 +99,15 @@ def disk_full() -> JobResult:
     return JobResult(status="failed", report=None, error=body, peak_rss_bytes=0)
 
 
+def stalled(reason: str) -> ErrorBody:
+    """Return the error of a job whose process stopped moving once too often."""
+    message = (
+        f"{reason}; the job's events hold its stack. Where the step is a long one and sound, raise "
+        "MODEPRESS_STALL_SECONDS of the worker; then submit the job again"
+    )
+    return ErrorBody(message=message, type="job_error", param=None, code="job_stalled")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error, or what caused it, says that the disk is full. Libraries in Rust say it in words alone."""
     seen: BaseException | None = error
@@ -78,6 +118,37 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, says that memory could not be had. Libraries say it in many ways."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or type(seen).__name__ == "OutOfMemoryError":
+            return True
+        if (isinstance(seen, OSError) and seen.errno == errno.ENOMEM) or _speaks_of_memory(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _speaks_of_memory(text: str) -> bool:
+    return any(words in text for words in MEMORY_WORDS)
+
+
+def _words_of_memory(log: Path) -> str | None:
+    """The last line of a log that says so, for processes that died of it in a library."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line.strip()[-LOG_TAIL:] for line in reversed(lines) if _speaks_of_memory(line)), None)
+
+
+def _out_of_memory(seen: str) -> OutOfMemory:
+    message = (
+        f"the job process ran out of memory ({seen}); give the worker more memory, or submit a recipe with shorter "
+        "windows or fewer of them"
+    )
+    body = ErrorBody(message=message, type="job_error", param=None, code="out_of_memory")
+    return OutOfMemory(reason=f"The job process ran out of memory: {seen}", error=body)
 
 
 def _crashed(code: str, reason: str) -> Crashed:

@@ -12,9 +12,12 @@ from job_store.layout import remove_tree, write_whole
 from job_store.leases import Claim
 from job_store.leftovers import DESCRIPTION, attempts
 from job_store.tables import FileRow, ModelRow
+from preflight.estimates import CHUNK_TOKENS
 from workers.description import JobDescription
 from workers.naming import compressed_name
 from workers.workplace import Workplace
+
+SMALLER = 4  # after running out of memory, one in so many tokens is run at once
 
 
 def describe_job(place: Workplace, claim: Claim) -> JobDescription:
@@ -46,6 +49,8 @@ def describe_job(place: Workplace, claim: Claim) -> JobDescription:
         roots=tuple(str(root) for root in place.settings.roots),
         hub_offline=place.settings.hub_offline,
         threads=place.settings.threads or os.cpu_count() or 1,
+        fence=claim.fence,
+        chunk_tokens=CHUNK_TOKENS // (SMALLER if claim.memory_retries else 1),
     )
 
 
@@ -57,6 +62,7 @@ def make_attempt_folder(place: Workplace, claim: Claim, description: JobDescript
     """
     folder = place.layout.job(claim.job_id)
     place.layout.blocks(claim.job_id).mkdir(parents=True, exist_ok=True)
+    place.layout.trace(claim.job_id).mkdir(exist_ok=True)
     for earlier in attempts(folder):
         remove_tree(earlier)
     place.layout.attempt(claim.job_id, claim.fence).mkdir()

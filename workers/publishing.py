@@ -2,9 +2,12 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from job_store.layout import Layout, remove_tree, sync_folder
+from job_store.leases import Claim
 from job_store.tables import ModelRow
+from job_store.traces import job_time, read_events
 from preflight.checkpoint import describe, open_checkpoint
 from workers.description import JobDescription
 
@@ -45,3 +48,12 @@ def move_into_place(layout: Layout, artifact: Path, model_id: str) -> None:
     artifact.rename(target)
     sync_folder(target.parent)
     remove_tree(stale)
+
+
+def with_time(layout: Layout, claim: Claim, report: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The report of a job that ends now, with where its time went over all attempts."""
+    if report is None:
+        return None
+    events = read_events(layout, claim.job_id)
+    spent = job_time(events, began=claim.first_started_at, ended=time.time(), report=report)
+    return {**report, "time": spent.model_dump(mode="json")}

@@ -15,11 +15,12 @@ from job_store.layout import remove_tree
 from job_store.leases import Claim, Ending
 from job_store.leftovers import clear_job
 from job_store.queue import enqueue
+from job_store.trace_files import WATCH_THREAD, TraceFile
 from workers import outcome
 from workers.child import ChildProcess
 from workers.description import ARTIFACT, JobDescription, JobResult
 from workers.preparing import describe_job, make_attempt_folder
-from workers.publishing import artifact_row, move_into_place
+from workers.publishing import artifact_row, move_into_place, with_time
 from workers.watching import Watch
 from workers.workplace import Workplace
 
@@ -79,8 +80,11 @@ class Supervisor:
             "TOKENIZERS_PARALLELISM": "false",
         }
         child = ChildProcess([*self._command, str(folder)], folder / "log.txt", environment)
-        watch = Watch(self._place, claim, child, self._stopping)
-        returncode = watch.until_end()
+        path = self._place.layout.trace(claim.job_id) / f"watch-{claim.fence}.json"
+        with TraceFile(path, pid=claim.fence, zero=time.time()) as trace:
+            trace.named(f"attempt {claim.attempt} by {self._place.owner}", {WATCH_THREAD: "supervisor"})
+            watch = Watch(self._place, claim, child, folder, trace, self._stopping)
+            returncode = watch.until_end()
         if watch.cause == "fenced":
             logger.warning("job %s: fenced off; nothing is written", claim.job_id)
             remove_tree(folder)
@@ -88,13 +92,27 @@ class Supervisor:
             self._end(claim, Ending("cancelled", "Job cancelled", watch.usage()))
         elif watch.cause == "shutdown":
             self._give_back(claim, "The worker is shutting down", SHUTDOWN_ERROR, counted=False)
+        elif watch.cause == "stalled":
+            self._stalled(claim, watch)
         else:
-            self._conclude(claim, description, outcome.classify(returncode, folder), watch.usage())
+            ended = outcome.classify(returncode, folder, oom_kills=watch.signs.oom_kills_since())
+            self._conclude(claim, description, ended, watch.usage())
+
+    def _stalled(self, claim: Claim, watch: Watch) -> None:
+        where, stack = watch.signs.place_in_words(), watch.stack()
+        reason = f"The job process lived but did not move for {watch.signs.limit_seconds:g} s ({where}) and was killed"
+        data = {"stack": stack or "the process did not answer, not even with its stack", "where": where}
+        self._insist(lambda: self._place.leases.note(claim.job_id, claim.fence, reason, level="error", data=data))
+        self._give_back(claim, "The job process stalled", outcome.stalled(reason))
 
     def _conclude(self, claim: Claim, description: JobDescription, ended: outcome.Outcome, usage: Usage) -> None:
         match ended:
             case outcome.Crashed(reason, error):
                 self._give_back(claim, reason, error)
+            case outcome.OutOfMemory(reason, error):
+                if not claim.memory_retries:
+                    reason += "; the next attempt works in smaller pieces"
+                self._give_back(claim, reason, error, out_of_memory=True)
             case outcome.Finished(result):
                 peak = max(result.peak_rss_bytes, usage.peak_rss_bytes or 0) or None
                 measured = usage.model_copy(update={"peak_rss_bytes": peak})
@@ -111,7 +129,7 @@ class Supervisor:
             status=result.status,
             message=f"{message}; the artifact is {name}",
             usage=usage,
-            report=result.report,
+            report=with_time(layout, claim, result.report),
             error=result.error,
             artifact=artifact_row(layout, description, artifact),
         )
@@ -131,9 +149,14 @@ class Supervisor:
         logger.info("job %s %s", claim.job_id, ending.status)
         clear_job(self._place.engine, self._place.layout, claim.job_id)
 
-    def _give_back(self, claim: Claim, reason: str, error: ErrorBody, *, counted: bool = True) -> None:
+    def _give_back(
+        self, claim: Claim, reason: str, error: ErrorBody, *, counted: bool = True, out_of_memory: bool = False
+    ) -> None:
+        leases = self._place.leases
         status = self._insist(
-            lambda: self._place.leases.release(claim.job_id, claim.fence, reason, error=error, counted=counted)
+            lambda: leases.release(
+                claim.job_id, claim.fence, reason, error=error, counted=counted, out_of_memory=out_of_memory
+            )
         )
         logger.warning("job %s: %s; it is %s now", claim.job_id, reason, status or "held by another worker")
         if status == "queued":

@@ -14,6 +14,7 @@ from torch import Tensor
 from api_schemas.reports import BlockReport
 from compression.core.parallel import Alone, Group
 from compression.core.protocols import BlockResult
+from compression.core.timeline import span
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -69,6 +70,10 @@ class FolderBlockStore:
         Raises:
             JobFailed: `ranks_disagree` when the ranks have not solved it to the same bits.
         """
+        with span("write", block=result.index):
+            self._put(result)
+
+    def _put(self, result: BlockResult) -> None:
         tensors, record = self._paths(result.index)
         content = save({name: tensor.contiguous() for name, tensor in result.state.items()}, {"format": "pt"})
         self.group.agree(content, f"solved block {result.index + 1}")

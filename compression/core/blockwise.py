@@ -6,7 +6,8 @@ with the amount of text. Whether a block was solved now or in an earlier attempt
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,36 @@ from compression.core.protocols import BlockResult, BlockStore, Method, Step, St
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from compression.core.taps import silenced
+from compression.core.timeline import span
 from preflight.families import Dimensions
 
 CHUNK_TOKENS = 2048  # tokens per forward pass: enough to keep the matrix units busy, little enough to stay in cache
+ROWS_SHARE = 8  # of these tokens, one in so many has its logits held at once
+_chunk_tokens: ContextVar[int] = ContextVar("chunk_tokens", default=CHUNK_TOKENS)
+
+
+@contextmanager
+def chunks_of(tokens: int) -> Iterator[None]:
+    """Run about so many tokens at once inside, as a job does that ran out of memory with `CHUNK_TOKENS`."""
+    token = _chunk_tokens.set(tokens)
+    try:
+        yield
+    finally:
+        _chunk_tokens.reset(token)
+
+
+def chunk_tokens() -> int:
+    """About how many tokens are run at once."""
+    return _chunk_tokens.get()
+
+
+def head_rows() -> int:
+    """Positions whose logits are held at once: rows x vocabulary x 4 bytes, for each model."""
+    return max(1, chunk_tokens() // ROWS_SHARE)
 
 
 def chunks(hidden: Tensor) -> Iterator[slice]:
-    """Slices over windows `[windows, tokens, hidden]` of about `CHUNK_TOKENS` tokens each."""
+    """Slices over windows `[windows, tokens, hidden]` of about `chunk_tokens()` tokens each."""
     step = windows_per_chunk(hidden.shape[1])
     for start in range(0, hidden.shape[0], step):
         yield slice(start, start + step)
@@ -32,7 +56,7 @@ def chunks(hidden: Tensor) -> Iterator[slice]:
 
 def windows_per_chunk(length: int) -> int:
     """How many windows of so many tokens are run at once."""
-    return max(1, CHUNK_TOKENS // length)
+    return max(1, chunk_tokens() // length)
 
 
 def share_of_windows(group: Group, tokens: Tensor) -> Share:
@@ -87,12 +111,14 @@ def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: in
     for index in range(model.blocks):
         result = store.get(index)
         if result is None:
-            started = time.perf_counter()
-            state = model.block_state(index)
-            result = _result(step, index, state, walker.solve_(index, state), started)
-            store.put(result)
+            with span("other", "block", block=index, step=step):
+                started = time.perf_counter()
+                state = model.block_state(index)
+                result = _result(step, index, state, walker.solve_(index, state), started)
+                store.put(result)
         elif index < last:  # beyond it nobody needs the hidden states any more
-            walker.replay_(index, result)
+            with span("other", "replay", block=index, step=step):
+                walker.replay_(index, result)
         yield result.report
 
 
@@ -148,7 +174,8 @@ class OneStream:
         statistics = BlockStatistics(self.model.family, self.size, self.share)
         start, first = self._observe_(block, index, statistics)
         del block
-        solution = self.method.solve(index, state, statistics)
+        with span("solve"):
+            solution = self.method.solve(index, state, statistics)
         narrow = self._narrow(index, solution.state)
         error = self.model.forward(narrow, start, index) - first
         if not self.dense:

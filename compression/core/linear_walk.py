@@ -17,6 +17,7 @@ from compression.core.grid import Quantized, packed_tensors, unpacked
 from compression.core.parallel import WHOLE, Share
 from compression.core.protocols import BlockResult, Solution, Step, Streamed
 from compression.core.statistics import RunningGram, RunningInfluence
+from compression.core.timeline import span
 from preflight.quantization import linear_groups
 
 
@@ -74,7 +75,9 @@ class LinearStream:
         rows: list[ModuleReport] = []
         for group in linear_groups(self.model.family, self.model.size):
             gram = self._observe(block, index, group[0], influence if not rows else None)
-            rows += [self._solve_linear_(block, new, linear, gram) for linear in group]
+            for linear in group:
+                with span("solve", module=linear):
+                    rows.append(self._solve_linear_(block, new, linear, gram))
         error = self.model.forward(block, start, index) - first
         run_block_(self.model, block, index, self.hidden)
         lost = float(error.norm() / (first - start).norm().clamp_min(1e-30))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compression.core.linalg import add_gram_, factorize, mirror_
 from compression.core.parallel import WHOLE, Group, Share
+from compression.core.timeline import span
 
 RIDGES = (1e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 FALLBACK_RIDGE = 0.3  # where there are too few chunks to hold any out
@@ -197,7 +198,8 @@ class RunningCross:
         a, t = inputs.reshape(-1, inputs.shape[-1]), targets.reshape(-1, targets.shape[-1])
         ones = a.new_ones(len(a), 1) if weights is None else weights.reshape(-1, 1)
         self._chunks += 1
-        self._folds[self._chunks % HELD_OUT == 0].add(a * ones, t * ones, ones)
+        with span("statistics"):
+            self._folds[self._chunks % HELD_OUT == 0].add(a * ones, t * ones, ones)
 
     def skip(self) -> None:
         """Count a chunk without tokens, as an expert may have: which chunks judge is a matter of the text alone."""

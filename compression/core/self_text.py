@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
+from compression.core.timeline import span
+
 ROW_TOKENS = 256
 ROWS_AT_ONCE = 8
 
@@ -37,7 +39,8 @@ def writer(folder: Path, tokenizer: Any, seed: int, *, composite: bool) -> Calla
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
             while held < tokens:
-                written = model.generate(torch.full((ROWS_AT_ONCE, 1), start), generation_config=settings)
+                with span("load", "writing text"):
+                    written = model.generate(torch.full((ROWS_AT_ONCE, 1), start), generation_config=settings)
                 for row in written[:, 1:]:
                     rows.append(tokenizer.decode(row, skip_special_tokens=True))
                     held += max(1, len(tokenizer(rows[-1], add_special_tokens=False)["input_ids"]))

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.core.blockwise import chunks, run_block_
+from compression.core.blockwise import chunks, head_rows, run_block_
 from compression.core.parallel import WHOLE, Share
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
+from compression.core.timeline import span
 from preflight.families import Dimensions
-
-HEAD_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def _loss_gradient(model: StreamedModel, hidden: Tensor, tokens: Tensor) -> Tens
     gradient = torch.zeros_like(hidden)
     with model.head() as head:
         for window in range(len(hidden)):
-            for start in range(0, hidden.shape[1] - 1, HEAD_ROWS):
-                rows = slice(start, min(start + HEAD_ROWS, hidden.shape[1] - 1))
+            for start in range(0, hidden.shape[1] - 1, head_rows()):
+                rows = slice(start, min(start + head_rows(), hidden.shape[1] - 1))
                 targets = tokens[window, rows.start + 1 : rows.stop + 1]
                 states = hidden[window, rows].detach().requires_grad_(True)
                 loss = nn.functional.cross_entropy(head(states), targets, reduction="sum")
@@ -96,7 +95,8 @@ def _backward_(
             start = inputs[part].detach().requires_grad_(True)
             with torch.enable_grad():
                 end = model.forward(block, start, index)
-            pulled = torch.autograd.grad(end, (start, *outputs.values()), gradient[part])
+            with span("forward", "backward", block=index):
+                pulled = torch.autograd.grad(end, (start, *outputs.values()), gradient[part])
             for name, at_output in zip(outputs, pulled[1:], strict=True):
                 flat = at_output.float().reshape(-1, at_output.shape[-1])
                 sums[name] += flat.T @ flat

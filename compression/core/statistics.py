@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compression.core.linalg import add_gram_, mirror_
 from compression.core.parallel import WHOLE, Group, Share, sum_of_counts
+from compression.core.timeline import span
 from preflight.families import Dimensions, Family
 
 
@@ -28,6 +29,10 @@ class RunningGram:
 
     def add(self, x: Tensor) -> None:
         """Add activations `[..., groups * width]`."""
+        with span("statistics"):
+            self._add(x)
+
+    def _add(self, x: Tensor) -> None:
         rows = x.float().reshape(-1, self.groups, self.width)
         self.tokens += rows.shape[0]
         self._total += rows.sum(dim=0, dtype=torch.float64)

@@ -17,6 +17,7 @@ from compression.core.canonical import to_canonical
 from compression.core.grid import SCALE, SHAPE, unpacked
 from compression.core.pack_quantized import packed_bits
 from compression.core.tensors import read_tensor
+from compression.core.timeline import passed, span
 from compression.runtime.blocks import resize_block_
 from preflight.composites import place
 from preflight.families import Dimensions, Family
@@ -141,9 +142,10 @@ class StreamedModel:
     def block_state(self, index: int) -> dict[str, Tensor]:
         """The canonical tensors of one block in their stored dtype, named relative to it; packed ones are unpacked."""
         prefix = self.family.block_prefix(index)
-        state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
-        state = state if self._bits is None else unpacked(state, self._bits)
-        return state if self._reduced else to_canonical(self.family, self.size, state)
+        with span("load", block=index):
+            state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
+            state = state if self._bits is None else unpacked(state, self._bits)
+            return state if self._reduced else to_canonical(self.family, self.size, state)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
         """The block at `index` with these weights, in float32; it has the family's linears under canonical names."""
@@ -167,7 +169,8 @@ class StreamedModel:
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids `[windows, tokens]` to hidden states `[windows, tokens, hidden]` in float32."""
-        weight = self.read(f"{self.family.embeddings}.weight")
+        with span("load", "embeddings"):
+            weight = self.read(f"{self.family.embeddings}.weight")
         hidden = nn.functional.embedding(tokens, weight).float()
         if self.family.embedding_scale is not None:
             factor = self.family.factor(self.config.to_dict(), self.family.embedding_scale)
@@ -205,8 +208,10 @@ class StreamedModel:
         if self._rotary is not None:
             which = (self.config.layer_types[index],) if self.family.rotary_by_layer_type else ()
             angles["position_embeddings"] = self._rotary(hidden[:1], positions, *which)
-        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+        autocast = torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._in_bfloat16)
+        with span("forward", block=index), autocast:
             output: Tensor = block(hidden, attention_mask=self._mask(index, length), position_ids=positions, **angles)
+        passed(hidden.shape[0] * length)
         return output
 
     @contextmanager
@@ -235,7 +240,8 @@ class StreamedModel:
         return torch.zeros(1).masked_fill(~seen, torch.finfo(torch.float32).min) if self._eager else seen
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-        wanted = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+        with span("load", "to float32"):
+            wanted = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
         missing, unexpected = module.load_state_dict(wanted, strict=False, assign=True)
         if missing or unexpected:
             raise InvalidCheckpoint(

@@ -18,6 +18,7 @@ from api_schemas.plans import BlockShape
 from api_schemas.reports import ModuleReport
 from compression.core.protocols import Solution
 from compression.core.statistics import BlockStatistics
+from compression.core.timeline import span
 from compression.methods.modegpt_decompositions import (
     Nystrom,
     QueryKey,
@@ -81,11 +82,12 @@ class Modegpt:
             The narrowed tensors in storage dtype, and what each part lost.
         """
         new = dict(state)
-        reports = [
-            self.narrow_query_key(index, new, statistics),
-            self._value_output(self.shapes[index], new, statistics),
-            self._mlp(self.shapes[index], new, statistics),
-        ]
+        with span("solve", module="query_key"):
+            reports = [self.narrow_query_key(index, new, statistics)]
+        with span("solve", module="value_output"):
+            reports.append(self._value_output(self.shapes[index], new, statistics))
+        with span("solve", module="mlp"):
+            reports.append(self._mlp(self.shapes[index], new, statistics))
         return Solution(new, tuple(reports))
 
     def narrow_query_key(self, index: int, state: dict[str, Tensor], statistics: BlockStatistics) -> ModuleReport:

@@ -24,6 +24,7 @@ from compression.core.protocols import BlockResult, Solution, Step
 from compression.core.refit import Folds, Refitted, RunningCross
 from compression.core.statistics import RunningInfluence, relative_distance
 from compression.core.taps import inputs_of, run_until
+from compression.core.timeline import span
 from compression.methods.modegpt_refined_attention import solve_query_key, solve_value_output
 from compression.methods.modegpt_refined_mlp import correct_mlp_inputs, solve_mlp
 from compression.methods.modegpt_streams import Streams, correct_inputs
@@ -52,12 +53,15 @@ class TwoStreams(Streams):
             solves["value_output"] += correct_inputs(new, (names.value,), folds, ridge)
         if self.halves.parallel and index > 0:  # its MLP reads what attention reads
             solves["mlp"] += self._correct_mlp_inputs(dense, index, new)
-        reports = [solve_query_key(self, index, new)]
-        reports.append(solve_value_output(self, index, new, state, solves["value_output"]))
+        with span("solve", module="query_key"):
+            reports = [solve_query_key(self, index, new)]
+        with span("solve", module="value_output"):
+            reports.append(solve_value_output(self, index, new, state, solves["value_output"]))
         if not self.halves.parallel:
             self._pass_attention_(index, new)
             solves["mlp"] += self._correct_mlp_inputs(dense, index, new)
-        reports.append(solve_mlp(self, index, new, self.compressed, solves["mlp"]))
+        with span("solve", module="mlp"):
+            reports.append(solve_mlp(self, index, new, self.compressed, solves["mlp"]))
         narrow = self.narrow(index, new)
         for part in chunks(self.compressed):
             self.compressed[part] = self.halves.finish(narrow, self.compressed[part], index)

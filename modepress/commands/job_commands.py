@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from api_schemas.jobs import Job
+from api_schemas.heartbeats import in_words
+from api_schemas.jobs import TERMINAL, Job
 from modepress import output
 from modepress.commands import recipe_options as given
 from modepress.commands.options import ApiKey, AsJson, Url, connect
@@ -16,6 +17,7 @@ from modepress.job_progress import follow as follow_job
 from modepress.job_progress import line
 from modepress.report_table import report_table
 
+LOG_LINES = 5
 ModelId = Annotated[str, typer.Argument(metavar="MODEL")]
 JobId = Annotated[str, typer.Argument(metavar="JOB")]
 
@@ -144,6 +146,30 @@ def job(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey
     output.show(found, as_json=as_json, human=lambda: job_lines(found))
 
 
+def status(job_id: JobId, as_json: AsJson = False, url: Url = None, api_key: ApiKey = None) -> None:
+    """Say what a job is doing now: where, how fast, in how much memory, when it last moved, what its log says."""
+    with connect(url, api_key) as client:
+        found = client.job(job_id)
+    output.show(found, as_json=as_json, human=lambda: status_lines(found, time.time()))
+
+
+def watch(
+    job_id: JobId,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+    as_json: AsJson = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Say what a job is doing, again and again until it has ended; the exit status is the job's."""
+    with connect(url, api_key) as client:
+        while True:
+            found = client.job(job_id)
+            output.show(found, as_json=as_json, human=partial(status_lines, found, time.time()))
+            if found.status in TERMINAL:
+                raise typer.Exit(of_job(found.status, found.error.code if found.error else None))
+            time.sleep(every)
+
+
 def events(
     job_id: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
@@ -183,6 +209,17 @@ def job_lines(job: Job) -> str:
         lines.append(f"result: {job.compressed_model}  (modepress chat {job.compressed_model})")
     if job.error:
         lines.append(f"{job.error.code}: {job.error.message}")
+    return "\n".join(lines)
+
+
+def status_lines(job: Job, now: float) -> str:
+    """A job and its latest heartbeat in a few lines."""
+    lines, beat = [job_lines(job)], job.heartbeat
+    if beat is None:
+        return lines[0]
+    lines.append(f"heartbeat {max(0.0, now - beat.at):.0f} s ago, attempt {beat.attempt}: {in_words(beat)}")
+    lines.append(f"on {beat.worker}; a process that does not move for {beat.stalls_after_seconds:.0f} s is killed")
+    lines += [f"  | {said}" for said in beat.last_log_lines[-LOG_LINES:]]
     return "\n".join(lines)
 
 

@@ -8,6 +8,8 @@ from api_schemas.events import JobEvent
 from api_schemas.jobs import Job, JobRequest
 from api_schemas.listing import Page
 from api_schemas.reports import CompressionReport
+from api_schemas.traces import ChromeTrace
+from job_store.traces import chrome_trace
 from service.deps import StoresOf
 from service.event_stream import sequence_of, stream_events, wants_stream
 from service.job_filter import metadata_of
@@ -66,6 +68,13 @@ def list_events(
     if stream or wants_stream(request):
         return stream_events(stores.jobs, job_id, sequence_of(last_event_id or after, job_id, "Last-Event-ID"))
     return stores.jobs.events(job_id, after=sequence_of(after, job_id, "after"), limit=limit)
+
+
+@router.get("/{job_id}/trace")
+def get_trace(job_id: str, stores: StoresOf) -> ChromeTrace:
+    """Read the time line of all attempts, for Perfetto or chrome://tracing; also while the job runs."""
+    stores.jobs.get(job_id)
+    return ChromeTrace.model_validate(chrome_trace(stores.layout, job_id))
 
 
 @router.get("/{job_id}/report")

@@ -37,7 +37,7 @@ def random_block(seed: int) -> int:
 
 def assert_clean(live: Live, job_id: str) -> None:
     """Nothing of an ended job is left but its description and its log."""
-    names = wait_until(lambda: _names(live, job_id) <= {"job.json", "log.txt"}, what="the sweep")
+    names = wait_until(lambda: _names(live, job_id) <= {"job.json", "log.txt", "trace"}, what="the sweep")
     assert names
 
 

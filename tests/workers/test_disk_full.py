@@ -38,7 +38,7 @@ def assert_failed_without_a_trace(place: Workplace, job_id: str) -> None:
     assert job.error is not None
     assert (job.status, job.attempt, job.compressed_model, job.error.code) == ("failed", 1, None, "disk_full")
     assert "free some" in job.error.message
-    assert {path.name for path in place.layout.job(job_id).iterdir()} <= {"job.json", "log.txt"}
+    assert {path.name for path in place.layout.job(job_id).iterdir()} <= {"job.json", "log.txt", "trace"}
     assert list((place.layout.home / "models").iterdir()) == []
     with reading(place.engine) as session:
         assert [row.id for row in session.query(ModelRow)] == ["tiny"]

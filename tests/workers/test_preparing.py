@@ -53,6 +53,6 @@ def test_an_attempt_starts_clean_but_for_finished_blocks(place: Workplace, claim
         write_whole(folder / name / "kept", b"")
     description = describe_job(place, claim)
     make_attempt_folder(place, claim, description)
-    assert sorted(os.listdir(folder)) == ["attempt-1", "blocks", "job.json"]
+    assert sorted(os.listdir(folder)) == ["attempt-1", "blocks", "job.json", "trace"]
     assert (folder / "blocks" / "kept").exists()
     assert JobDescription.model_validate_json((folder / "job.json").read_bytes()) == description

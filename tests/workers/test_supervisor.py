@@ -27,7 +27,7 @@ def messages(jobs: JobStore, job: Job) -> list[str]:
 
 def nothing_left(place: Workplace, job: Job) -> bool:
     left = {path.name for path in place.layout.job(job.id).iterdir()}
-    return left <= {"job.json", "log.txt"} and list((place.layout.home / "models").iterdir()) == []
+    return left <= {"job.json", "log.txt", "trace"} and list((place.layout.home / "models").iterdir()) == []
 
 
 def start(place: Workplace, job: Job, command: tuple[str, str], **more: object) -> threading.Thread:
