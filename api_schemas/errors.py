@@ -103,6 +103,10 @@ class TooManyRequests(ModepressError):
     type = "rate_limit_error"
     status = 429
 
+    def __init__(self, code: str, message: str, param: str | None = None, *, retry_after: float = 5.0) -> None:
+        super().__init__(code, message, param)
+        self.retry_after = retry_after  # seconds
+
 
 class Unavailable(ModepressError):
     """A part of the service is not there now."""

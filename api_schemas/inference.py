@@ -9,6 +9,8 @@ from api_schemas.table_parts import TablePart
 
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 
+COUNT_TOKENS = "x-modepress-count-tokens"  # the API asks for a comment at the end of a stream: `: tokens 123`
+
 
 class TextPart(Frozen):
     """A text part of a message."""

@@ -27,6 +27,8 @@ class ApiKey(Frozen):
             "with the owner's models; admin: everything, of every owner"
         ),
     ]
+    requests_per_minute: Annotated[int | None, Field(description="null: the server's setting")] = None
+    concurrent_requests: Annotated[int | None, Field(description="null: the server's setting")] = None
     created_at: int
     revoked_at: int | None
 

@@ -19,6 +19,7 @@ from job_store.database import reading, writing
 from job_store.landing import Landed, Landing, disk_errors, exclusive
 from job_store.layout import Layout, sync_folder
 from job_store.owners import SERVER, Viewer
+from job_store.quotas import admit_bytes
 from job_store.tables import FileRow, JobRow, UploadRow
 
 BLOB_MODE = 0o444  # a blob never changes: models link to it
@@ -64,7 +65,11 @@ class FileStore:
         purpose: str,
         also: Callable[[Session, FileRow], None] | None = None,
     ) -> FileObject:
-        """Move finished bytes into the store and record them; `also` writes in the same transaction."""
+        """Move finished bytes into the store and record them; `also` writes in the same transaction.
+
+        Raises:
+            NotPermitted: `byte_quota_exceeded`.
+        """
         row = FileRow(
             id=f"file-{secrets.token_hex(12)}",
             created_at=self._clock(),
@@ -76,12 +81,14 @@ class FileStore:
         )
         try:
             with disk_errors(filename), self._locked(landed.sha256):
-                self._place(landed)
                 with writing(self._engine) as session:
+                    if also is None:  # else the bytes count already, as those of an upload
+                        admit_bytes(session, self._viewer, landed.bytes, "file")
                     session.add(row)
                     session.flush()
                     if also is not None:
                         also(session, row)
+                    self._place(landed)  # before the commit: a row never precedes its bytes
         finally:
             landed.path.unlink(missing_ok=True)
         return to_file(row)

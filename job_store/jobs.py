@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Engine, and_, exists, func, or_, select, true
+from sqlalchemy import Engine, and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -18,7 +18,9 @@ from api_schemas.jobs import TERMINAL, Job, JobRequest, JobStatus, Progress, Usa
 from api_schemas.listing import Page
 from api_schemas.recipe import Recipe
 from job_store.database import reading, writing
+from job_store.job_metadata import carries, refuse_nul
 from job_store.owners import SERVER, Viewer
+from job_store.quotas import admit_bytes, admit_job
 from job_store.tables import EventRow, IdempotencyRow, JobRow
 from job_store.transitions import advance, append_event
 
@@ -38,22 +40,37 @@ class JobStore:
         self._viewer = viewer
 
     def create(
-        self, request: JobRequest, *, recipe_hash: str, kind: str = "compress", idempotency_key: str | None = None
+        self,
+        request: JobRequest,
+        *,
+        recipe_hash: str,
+        kind: str = "compress",
+        idempotency_key: str | None = None,
+        artifact_bytes: int = 0,
     ) -> tuple[Job, bool]:
         """Store a queued job; the caller enqueues its id after this returns.
+
+        Args:
+            request: what a client sent.
+            recipe_hash: names recipe and model.
+            kind: of work.
+            idempotency_key: of the request, if it had one.
+            artifact_bytes: planned size of what the job will make, which must fit the owner's quota.
 
         Returns:
             The job, and whether it is new: a repeated `idempotency_key` with the same payload answers the first job.
 
         Raises:
             IdempotencyKeyReused: the key was used with another payload.
+            TooManyRequests: `job_quota_exceeded`.
+            NotPermitted: `byte_quota_exceeded`.
             InvalidRequest: a metadata value holds a NUL character.
         """
-        _refuse_nul(request.metadata)
+        refuse_nul(request.metadata)
         try:
-            return self._create(request, recipe_hash, kind, idempotency_key)
+            return self._create(request, recipe_hash, kind, idempotency_key, artifact_bytes)
         except IntegrityError:  # another process committed the same key between our look and our commit
-            return self._create(request, recipe_hash, kind, idempotency_key)
+            return self._create(request, recipe_hash, kind, idempotency_key, artifact_bytes)
 
     def replayed(self, request: JobRequest, idempotency_key: str, *, kind: str = "compress") -> Job | None:
         """The job that this key made; None where it made none.
@@ -65,12 +82,16 @@ class JobStore:
             first = self._made_before(session, idempotency_key, _fingerprint(request, kind))
             return None if first is None else _view(self._row(session, first))
 
-    def _create(self, request: JobRequest, recipe_hash: str, kind: str, key: str | None) -> tuple[Job, bool]:
+    def _create(
+        self, request: JobRequest, recipe_hash: str, kind: str, key: str | None, artifact_bytes: int
+    ) -> tuple[Job, bool]:
         fingerprint = _fingerprint(request, kind)
         with writing(self._engine) as session:
             first = None if key is None else self._made_before(session, key, fingerprint)
             if first is not None:
                 return _view(self._locked(session, first)), False
+            admit_job(session, self._viewer)
+            admit_bytes(session, self._viewer, artifact_bytes, "recipe")
             now = self._clock()
             row = _new_row(request, recipe_hash, kind, now, self._viewer.owner)
             session.add(row)
@@ -96,7 +117,7 @@ class JobStore:
         Raises:
             NotFound: `after` names no job.
         """
-        _refuse_nul(metadata)
+        refuse_nul(metadata)
         with reading(self._engine) as session:
             query = (
                 self._viewer.only(select(JobRow), JobRow.owned_by)
@@ -108,7 +129,7 @@ class JobStore:
                 older = JobRow.created_at < last.created_at
                 query = query.where(or_(older, and_(JobRow.created_at == last.created_at, JobRow.id < last.id)))
             for key, value in metadata.items():
-                query = query.where(_carries(session, key, value))
+                query = query.where(carries(session, key, value))
             rows = session.scalars(query).all()
             jobs = [_view(row) for row in rows[:limit]]
         return Page[Job](
@@ -205,12 +226,6 @@ class JobStore:
         return session.get_one(JobRow, job_id, with_for_update=True, populate_existing=True)
 
 
-def _refuse_nul(metadata: Mapping[str, str]) -> None:
-    for key, value in metadata.items():
-        if "\0" in key or "\0" in value:  # PostgreSQL's text cannot hold it
-            raise InvalidRequest("invalid_metadata", f"metadata {key!r} holds a NUL character; remove it", "metadata")
-
-
 def _fingerprint(request: JobRequest, kind: str) -> str:
     payload = {"kind": kind, "request": request.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
@@ -236,13 +251,6 @@ def _new_row(request: JobRequest, recipe_hash: str, kind: str, now: float, owned
         next_sequence=1,
         owned_by=owned_by,
     )
-
-
-def _carries(session: Session, key: str, value: str) -> ColumnElement[bool]:
-    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
-    pairs = each(JobRow.job_metadata).table_valued("key", "value")
-    found = select(true()).select_from(pairs).where(pairs.c.key == key, pairs.c.value == value)
-    return exists(found.correlate(JobRow))
 
 
 def _seconds(value: float | None) -> int | None:

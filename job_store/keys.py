@@ -24,8 +24,23 @@ class KeyStore:
         self._engine = engine
         self._clock = clock
 
-    def create(self, name: str, *, scopes: Sequence[Scope] = ("admin",), owner: str = DEFAULT_OWNER) -> NewApiKey:
+    def create(
+        self,
+        name: str,
+        *,
+        scopes: Sequence[Scope] = ("admin",),
+        owner: str = DEFAULT_OWNER,
+        requests_per_minute: int | None = None,
+        concurrent_requests: int | None = None,
+    ) -> NewApiKey:
         """Make a key; the returned secret is shown this once and never stored.
+
+        Args:
+            name: what it is for.
+            scopes: what it may do.
+            owner: whose rows it works with.
+            requests_per_minute: None: the server's setting; 0: no limit.
+            concurrent_requests: likewise.
 
         Raises:
             InvalidRequest: `invalid_owner`; `no_scopes`.
@@ -39,6 +54,8 @@ class KeyStore:
             digest=_digest(secret),
             revoked_at=None,
             owned_by=owner,
+            requests_per_minute=requests_per_minute,
+            concurrent_requests=concurrent_requests,
             scopes=[scope for scope in get_args(Scope) if scope in scopes],
         )
         with Session(self._engine) as session, session.begin():
@@ -89,6 +106,8 @@ def _to_key(row: ApiKeyRow) -> ApiKey:
         id=row.id,
         name=row.name,
         owner=row.owned_by,
+        requests_per_minute=row.requests_per_minute,
+        concurrent_requests=row.concurrent_requests,
         scopes=tuple(cast(list[Scope], row.scopes)),
         created_at=int(row.created_at),
         revoked_at=revoked_at,

@@ -23,6 +23,7 @@ from job_store.landing import disk_errors, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder, sync_tree
 from job_store.model_paths import resolve_under_roots
 from job_store.owners import SERVER, Viewer
+from job_store.quotas import admit_bytes
 from job_store.sending import require_broker, send
 from job_store.settings import Settings
 from job_store.tables import JobRow, ModelRow
@@ -62,7 +63,7 @@ class ModelStore:
             Conflict: `model_exists`.
             InvalidCheckpoint: what is wrong with it.
             InvalidRequest: `unsafe_path`, `duplicate_path`, `path_not_found`, `hub_offline`.
-            NotPermitted: `path_not_allowed`.
+            NotPermitted: `path_not_allowed`, `byte_quota_exceeded`.
             NotFound: a file id that does not exist.
             Unavailable: a hub id, and no broker is configured through which a worker could be asked.
         """
@@ -180,6 +181,8 @@ class ModelStore:
         with writing(self._engine) as session:
             if session.get(ModelRow, request.name) is not None:
                 raise _taken(request.name)
+            if origin == "hub":  # nobody knows yet how large it is: it must not be full already
+                admit_bytes(session, self._viewer, 1, "hub_id")
             session.add(row)
         return _to_model(row)
 

@@ -7,6 +7,7 @@ from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from api_schemas.keys import DEFAULT_OWNER
+from api_schemas.quotas import Quota
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class Viewer:
     Attributes:
         owner: new rows belong to it.
         sees_all: whether rows of others are there at all for this viewer.
+        quota: limits of an owner that has none of its own; None: the server itself, which has no limits.
     """
 
     owner: str = DEFAULT_OWNER
     sees_all: bool = False
+    quota: Quota | None = None
 
     def sees(self, owned_by: str) -> bool:
         """Whether a row of this owner exists for the viewer."""

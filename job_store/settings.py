@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api_schemas.quotas import Quota
+
 MIB = 1024**2
 GIB = 1024**3
 
@@ -26,6 +28,11 @@ class Settings(BaseSettings):
     max_part_bytes: int = Field(64 * MIB, gt=0, description="largest part of an upload")
     max_file_bytes: int = Field(512 * MIB, gt=0, description="largest file in one POST /v1/files; uploads take more")
     max_body_bytes: int = Field(8 * MIB, gt=0, description="largest JSON body")
+    requests_per_minute: int = Field(6000, ge=0, description="of one key, unless the key has its own; 0: no limit")
+    concurrent_requests: int = Field(256, ge=0, description="of one key at a time, open streams too; 0: no limit")
+    owner_max_bytes: int = Field(0, ge=0, description="files, uploads and models of one owner; 0: no limit")
+    owner_max_jobs: int = Field(0, ge=0, description="jobs of one owner waiting or running; 0: no limit")
+    owner_max_tokens: int = Field(0, ge=0, description="tokens of one owner's chats per day (UTC); 0: no limit")
     upload_ttl_seconds: int = Field(7 * 86400, gt=0, description="a pending upload expires after this")
     model_roots: str = Field("", description="folders a user may register models and text from, joined by ':'")
     hub_offline: bool = Field(False, description="refuse hub ids with a clear error instead of downloading")
@@ -67,6 +74,13 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database, or SQLite under the data folder."""
         return self.database_url or f"sqlite:///{self.resolved_home / 'modepress.db'}"
+
+    @property
+    def quota(self) -> Quota:
+        """The limits of an owner that has none of its own."""
+        return Quota(
+            bytes=self.owner_max_bytes or None, jobs=self.owner_max_jobs or None, tokens=self.owner_max_tokens or None
+        )
 
     @property
     def roots(self) -> tuple[Path, ...]:

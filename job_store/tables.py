@@ -155,3 +155,24 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[float | None] = mapped_column(Float)
     owned_by: Mapped[str] = _owned_by()
     scopes: Mapped[list[str]] = mapped_column(JSON, server_default='["admin"]')
+    requests_per_minute: Mapped[int | None] = mapped_column(Integer)
+    concurrent_requests: Mapped[int | None] = mapped_column(Integer)
+
+
+class QuotaRow(Base):
+    """Limits of one owner that differ from the settings'. Null: the setting holds."""
+
+    __tablename__ = "quotas"
+    owned_by: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    jobs: Mapped[int | None] = mapped_column(Integer)
+    tokens: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class TokenRow(Base):
+    """Tokens that an owner's chats took on one day, counted from 1970 in UTC."""
+
+    __tablename__ = "tokens"
+    owned_by: Mapped[str] = mapped_column(String(64), primary_key=True)
+    day: Mapped[int] = mapped_column(Integer, primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)

@@ -18,6 +18,7 @@ from job_store.files import FileStore, to_file
 from job_store.landing import Landed, Landing, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder
 from job_store.owners import SERVER, Viewer
+from job_store.quotas import admit_bytes
 from job_store.settings import Settings
 from job_store.tables import FileRow, UploadPartRow, UploadRow
 from job_store.upload_parts import next_number, ordered_parts, replace_part, to_part
@@ -46,7 +47,10 @@ class UploadStore:
         self._viewer = viewer
 
     def create(self, request: UploadRequest) -> Upload:
-        """Open an upload. Raises TooLarge beyond the server's limit, or beyond the room left (code `disk_full`)."""
+        """Open an upload. Raises TooLarge beyond the server's limit, or beyond the room left (code `disk_full`).
+
+        Raises NotPermitted `byte_quota_exceeded` beyond what the owner may have.
+        """
         limit = self._settings.max_upload_bytes
         if request.bytes > limit:
             message = f"bytes {request.bytes} exceeds the {limit} bytes this server takes per upload; split the file"
@@ -67,6 +71,7 @@ class UploadStore:
             **request.model_dump(include={"filename", "purpose", "bytes", "sha256"}),
         )
         with writing(self._engine) as session:
+            admit_bytes(session, self._viewer, request.bytes, "bytes")
             session.add(row)
         return self._to_upload(row, None)
 

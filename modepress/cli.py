@@ -16,6 +16,7 @@ from modepress.commands import (
     key_commands,
     model_commands,
     pull_command,
+    quota_commands,
     server_commands,
     trace_command,
 )
@@ -57,6 +58,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(key_commands.keys, name="keys")
+app.add_typer(quota_commands.quotas, name="quotas")
 
 
 def main() -> NoReturn:

@@ -17,9 +17,10 @@ from service.deps import Stores, make_stores
 from service.limits import BodyLimit
 from service.openapi import ERRORS
 from service.permissions import Permissions
-from service.routes import files, health, inference, jobs, metrics, models, plans, uploads
+from service.routes import files, health, inference, jobs, metrics, models, plans, quotas, uploads
+from service.traffic import TrafficLimit
 
-ROUTERS = (uploads.router, files.router, models.router, plans.router, jobs.router, inference.router)
+ROUTERS = (uploads.router, files.router, models.router, plans.router, jobs.router, inference.router, quotas.router)
 OPEN_ROUTERS = (health.router, metrics.router)
 
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, settings=settings)
+    app.add_middleware(TrafficLimit, settings=settings)
     app.add_middleware(Authentication, keys=stores.keys, permissions=Permissions(ROUTERS), settings=settings)
     app.add_middleware(RequestContext, metrics=stores.metrics)
     return app

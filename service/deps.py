@@ -15,6 +15,7 @@ from job_store.layout import Layout
 from job_store.model_files import ModelFileStore
 from job_store.models import ModelStore
 from job_store.owners import SERVER, Viewer
+from job_store.quotas import QuotaStore
 from job_store.settings import Settings
 from job_store.uploads import UploadStore
 from service.metrics import Metrics
@@ -35,6 +36,7 @@ class Stores:
     models: ModelStore
     model_files: ModelFileStore
     keys: KeyStore
+    quotas: QuotaStore
     jobs: JobStore
     metrics: Metrics
     inference: httpx.AsyncClient
@@ -53,6 +55,7 @@ def make_stores(settings: Settings) -> Stores:
         engine=engine,
         layout=layout,
         keys=KeyStore(engine),
+        quotas=QuotaStore(engine, settings.quota),
         metrics=Metrics(engine),
         inference=httpx.AsyncClient(
             base_url=settings.inference_url,
@@ -94,7 +97,7 @@ ServerStoresOf = Annotated[Stores, Depends(server_stores_of)]
 
 def stores_of(stores: ServerStoresOf, caller: CallerOf) -> Stores:
     """Return the stores as the caller sees them."""
-    return stores.seen_by(caller.viewer)
+    return stores.seen_by(caller.viewer(stores.settings.quota))
 
 
 StoresOf = Annotated[Stores, Depends(stores_of)]

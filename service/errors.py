@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,15 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from api_schemas.errors import ErrorBody, InsufficientStorage, ModepressError, TooLarge, Unavailable, place_of
+from api_schemas.errors import (
+    ErrorBody,
+    InsufficientStorage,
+    ModepressError,
+    TooLarge,
+    TooManyRequests,
+    Unavailable,
+    place_of,
+)
 
 log = logging.getLogger("modepress.service")
 
@@ -149,6 +158,8 @@ def _of_http(request: Request, error: HTTPException) -> ErrorBody:
 def _headers_of(error: ModepressError) -> dict[str, str]:
     if error.status == 401:
         return {"www-authenticate": "Bearer"}
-    if error.status in (429, 503):
+    if isinstance(error, TooManyRequests):
+        return {"retry-after": str(ceil(error.retry_after))}
+    if error.status == 503:
         return {"retry-after": "5"}
     return {}

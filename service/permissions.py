@@ -10,6 +10,7 @@ from starlette.types import Scope as AsgiScope
 
 from api_schemas.errors import NotPermitted
 from api_schemas.keys import DEFAULT_OWNER, ApiKey, Scope
+from api_schemas.quotas import Quota
 from job_store.owners import Viewer
 
 # Any of these will do; none: admin alone. Who may submit may read what became of it, who may chat may see with what.
@@ -50,6 +51,7 @@ PERMITTED: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", f"{JOB}/events"): READ,
     ("GET", f"{JOB}/report"): READ,
     ("GET", f"{JOB}/trace"): READ,
+    ("GET", "/v1/quota"): NAMES,
     ("POST", "/v1/chat/completions"): INFER,
     ("POST", "/v1/completions"): INFER,
 }
@@ -63,16 +65,19 @@ class Caller:
         name: id of the key, or `loopback` where none is asked for.
         owner: whose rows it works with.
         scopes: what it may do.
+        per_minute: requests of the key; None: the setting holds.
+        at_once: likewise.
     """
 
     name: str
     owner: str
     scopes: tuple[Scope, ...]
+    per_minute: int | None = None
+    at_once: int | None = None
 
-    @property
-    def viewer(self) -> Viewer:
-        """What the caller sees of the stores."""
-        return Viewer(self.owner, sees_all="admin" in self.scopes)
+    def viewer(self, quota: Quota) -> Viewer:
+        """What the caller sees of the stores, and the limits where its owner has none of its own."""
+        return Viewer(self.owner, sees_all="admin" in self.scopes, quota=quota)
 
 
 NEIGHBOUR = Caller("loopback", DEFAULT_OWNER, ("admin",))
@@ -80,7 +85,7 @@ NEIGHBOUR = Caller("loopback", DEFAULT_OWNER, ("admin",))
 
 def caller_of(key: ApiKey) -> Caller:
     """Return who a key stands for."""
-    return Caller(key.id, key.owner, key.scopes)
+    return Caller(key.id, key.owner, key.scopes, key.requests_per_minute, key.concurrent_requests)
 
 
 class Permissions:

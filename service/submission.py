@@ -39,18 +39,22 @@ def submit(stores: Stores, request: JobRequest, idempotency_key: str | None) -> 
         InvalidRecipe: a blocker of the plan, by its own code; further ones are counted in the message.
         Unavailable: no broker is configured. One that is merely away gets the id later.
         InvalidRequest: `idempotency_key_reused`.
+        TooManyRequests, NotPermitted: the owner's quota of jobs or bytes is used up.
     """
     first_job = None if idempotency_key is None else stores.jobs.replayed(request, idempotency_key)
     if first_job is not None:
         return first_job, False
     require_broker(stores.settings)
-    blockers = plan(stores, request.model, request.recipe).blockers
+    drawn = plan(stores, request.model, request.recipe)
+    blockers = drawn.blockers
     if blockers:
         first = blockers[0]
         more = f" (and {len(blockers) - 1} more; POST /v1/compression/plans lists them)" if blockers[1:] else ""
         raise InvalidRecipe(first.code, first.message + more, first.param)
     fingerprint = recipe_hash(request.recipe, request.model)
-    job, created = stores.jobs.create(request, recipe_hash=fingerprint, idempotency_key=idempotency_key)
+    job, created = stores.jobs.create(
+        request, recipe_hash=fingerprint, idempotency_key=idempotency_key, artifact_bytes=drawn.bytes_after
+    )
     if created:
         send(job.id, "compress", stores.settings)
     return job, created

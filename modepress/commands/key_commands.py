@@ -35,11 +35,15 @@ def create(
         typer.Option(help="What it may do; repeat for more.", show_default="admin: everything", case_sensitive=False),
     ] = None,
     owner: Annotated[str, typer.Option(help="Whose models, jobs and files it works with.")] = DEFAULT_OWNER,
+    per_minute: Annotated[int | None, typer.Option(min=0, help="Requests per minute; 0: no limit.")] = None,
+    at_once: Annotated[int | None, typer.Option(min=0, help="Requests at a time; 0: no limit.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. Its secret is shown this once; only a hash is stored."""
     scopes: list[Scope] = [one.value for one in scope or [KeyScope.ADMIN]]
-    made = _store().create(name, scopes=scopes, owner=owner)
+    made = _store().create(
+        name, scopes=scopes, owner=owner, requests_per_minute=per_minute, concurrent_requests=at_once
+    )
     what = f"id {made.id}, owner {made.owner}, may {', '.join(made.scopes)}; shown this once"
     output.show(made, as_json=as_json, human=lambda: f"{made.secret}\n({what})")
 

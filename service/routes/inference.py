@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from api_schemas.inference import ChatRequest, CompletionRequest
-from service.deps import StoresOf
+from service.deps import CallerOf, StoresOf
 from service.forwarding import forward
 from service.openapi import ANSWERED
 
@@ -11,12 +11,12 @@ router = APIRouter(prefix="/v1", tags=["inference"])
 
 
 @router.post("/chat/completions", response_class=Response, responses=ANSWERED)
-async def chat(body: ChatRequest, request: Request, stores: StoresOf) -> Response:
+async def chat(body: ChatRequest, request: Request, stores: StoresOf, caller: CallerOf) -> Response:
     """Answer a conversation."""
-    return await forward(stores, request, body.model)
+    return await forward(stores, request, body.model, caller.owner)
 
 
 @router.post("/completions", response_class=Response, responses=ANSWERED)
-async def complete(body: CompletionRequest, request: Request, stores: StoresOf) -> Response:
+async def complete(body: CompletionRequest, request: Request, stores: StoresOf, caller: CallerOf) -> Response:
     """Continue a text."""
-    return await forward(stores, request, body.model)
+    return await forward(stores, request, body.model, caller.owner)

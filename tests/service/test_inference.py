@@ -103,6 +103,32 @@ def test_answers_and_errors_of_the_inference_process_pass_unchanged(served: Serv
             }
 
 
+def test_tokens_are_counted_also_of_streams_and_of_those_cut_short(served: Served) -> None:
+    with served.api.client() as client:
+
+        def used() -> int:
+            return int(client.get("/v1/quota").json()["used"]["tokens"])
+
+        before = used()
+        told = client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 5, "seed": 1}).json()["usage"]
+        assert used() - before == told["total_tokens"]
+        before = used()
+        streamed = client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 5, "seed": 1, "stream": True})
+        assert streamed.text.endswith(f": tokens {told['total_tokens']}\n\ndata: [DONE]\n\n")
+        assert used() - before == told["total_tokens"]
+        before = used()
+        endless = {**CHAT, "model": "endless", "stream": True, "max_tokens": 500}
+        with client.stream("POST", "/v1/chat/completions", json=endless) as answer:
+            lines = answer.iter_lines()
+            for _ in range(20):
+                next(lines)
+        wait_until(lambda: used() - before >= 10, what="the count of a stream cut short")
+        client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 0})
+        refused = used()
+        assert client.post("/v1/chat/completions", json={**CHAT, "model": "none"}).status_code == 404
+        assert used() == refused
+
+
 def test_unknown_and_unready_models_never_reach_it(client: httpx.Client) -> None:
     for route, body in (("chat/completions", CHAT), ("completions", {"model": "tiny", "prompt": "x"})):
         answer = client.post(f"/v1/{route}", json={**body, "model": "none"})

@@ -73,6 +73,7 @@ ROWS = {
     ("GET", "/v1/compression/jobs/{job_id}/events"): Row(LOOK, OK, GONE_JOB),
     ("GET", "/v1/compression/jobs/{job_id}/report"): Row(LOOK, (404, "report_not_ready"), GONE_JOB),
     ("GET", "/v1/compression/jobs/{job_id}/trace"): Row(LOOK, (404, "trace_not_ready"), GONE_JOB),
+    ("GET", "/v1/quota"): Row(NAMES, OK, OK),
     ("POST", "/v1/chat/completions"): Row(TALK, NO_INFERENCE, GONE_MODEL, TURN),
     ("POST", "/v1/completions"): Row(TALK, NO_INFERENCE, GONE_MODEL, {"model": "{model}", "prompt": "x"}),
 }

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api_schemas.inference import ChatRequest, CompletionRequest, Sampling
+from api_schemas.inference import COUNT_TOKENS, ChatRequest, CompletionRequest, Sampling
 from job_store.database import make_engine, upgrade
 from job_store.settings import Settings
 from workers.inference.answers import AnswerShape, Kind
@@ -130,7 +130,8 @@ async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare
         started = await while_connected(request.receive, _started(ticket))
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return TicketStream(ticket, event_lines(ticket, started, shape, include_usage=include_usage))
+            told = {"include_usage": include_usage, "count_tokens": COUNT_TOKENS in request.headers}
+            return TicketStream(ticket, event_lines(ticket, started, shape, **told))
         return JSONResponse(await while_connected(request.receive, gather(ticket, started, shape)))
     except ClientGone:
         ticket.cancel()

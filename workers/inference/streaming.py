@@ -52,11 +52,12 @@ async def gather(ticket: Ticket, started: Started, shape: AnswerShape) -> dict[s
 
 
 async def event_lines(
-    ticket: Ticket, started: Started, shape: AnswerShape, *, include_usage: bool
+    ticket: Ticket, started: Started, shape: AnswerShape, *, include_usage: bool, count_tokens: bool = False
 ) -> AsyncIterator[str]:
     """Yield `data:` lines: role (chat), text, finish, usage when asked for, `[DONE]`.
 
-    An error on the way is a line with a top-level `error`, and the last one.
+    An error on the way is a line with a top-level `error`, and the last one. With `count_tokens` a comment, which
+    clients pass over, says before the end how many tokens were read and generated: the API counts them per owner.
     """
     extra = {"usage": None} if include_usage else {}
     if shape.kind == "chat":
@@ -69,6 +70,8 @@ async def event_lines(
                 yield _line(shape.finish(piece.finish_reason) | extra)
                 if include_usage:
                     yield _line(shape.usage(usage_of(started.prompt_tokens, piece.tokens)))
+                if count_tokens:
+                    yield f": tokens {started.prompt_tokens + piece.tokens}\n\n"
                 yield DONE
     except Exception as error:  # noqa: BLE001  (the status line is gone; the stream itself reports it)
         logger.warning("a stream of %s ended with an error: %s", shape.model, error)
