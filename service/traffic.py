@@ -34,7 +34,7 @@ PREFIX = "modepress-traffic"
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a key stands in its minute: allowed now, how many requests are left, when the window starts afresh."""
+    """Where a key stands in its minute: allowed now, how many requests are left, when there will be more."""
 
     allowed: bool
     limit: int
@@ -177,7 +177,8 @@ def _hit(rates: SlidingWindowCounterRateLimiter, key: str, limit: int) -> Standi
     item = RateLimitItemPerMinute(limit)
     allowed = rates.hit(item, key)
     window = rates.get_window_stats(item, key)
-    return Standing(allowed, limit, window.remaining, max(0.0, window.reset_time - time.time()))
+    # A window that began this very millisecond is told as over in 0 s; nobody should be asked back that soon.
+    return Standing(allowed, limit, window.remaining, max(1.0, window.reset_time - time.time()))
 
 
 def _labelled(send: Send, standing: Standing) -> Send:
@@ -203,9 +204,7 @@ def _too_many(caller: Caller, standing: Standing) -> TooManyRequests:
         f"{standing.reset_seconds:.0f} s, or ask the operator for a key with more "
         "(`modepress keys create NAME --per-minute …`)"
     )
-    return TooManyRequests(
-        "rate_limit_exceeded", message, "Authorization", retry_after=max(1.0, standing.reset_seconds)
-    )
+    return TooManyRequests("rate_limit_exceeded", message, "Authorization", retry_after=standing.reset_seconds)
 
 
 def _too_many_at_once(caller: Caller, limit: int) -> TooManyRequests:
