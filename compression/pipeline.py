@@ -119,7 +119,8 @@ def _verify(
 ) -> tuple[ReloadProof, MeasuredPair, MeasuredPair]:
     """Reload proof, then speed and memory of both models, each in a fresh process of its own."""
     tokens = ready.evaluation.tokens[:1, :PROOF_TOKENS]
-    project_code = recipe.layout != "portable"
+    ours = ready.model.placed is not None and ready.model.placed.composite.ours
+    project_code = ours or recipe.layout != "portable"
     asked = recipe.evaluation.generation_tokens
     lacking = [too_large_to_run(folder) for folder in (ready.model.folder, partial)]
     wanted = [asked if why is None else 0 for why in lacking]
@@ -127,7 +128,7 @@ def _verify(
     proof = prove(after, logits_of(made.model, tokens), project_code=project_code)
     before = None
     if wanted[0]:
-        before = run_probe(ready.model.folder, tokens, generate=asked, logits=False, project_code=False)
+        before = run_probe(ready.model.folder, tokens, generate=asked, logits=False, project_code=ours)
     reasons = [f"{side}: {why}" for side, why in zip(("before", "after"), lacking, strict=True) if why]
     reason = "; ".join(reasons) if asked else "recipe.evaluation.generation_tokens is 0"
     return proof, *_speed_and_memory(before, after if wanted[1] else None, reason or None)

@@ -32,6 +32,8 @@ class Composite:
             for the whole; its `block_shapes` stand beside the whole's values.
         blind: why images cannot be shown to its decoder in calibration; empty where they can.
         shares_mlp_width: whether the projector takes a width of its own from the decoder's `intermediate_size`.
+        ours: whether the class of the whole is in `compression.runtime`: transformers has none.
+        uncompressed: why its decoder cannot be compressed; empty where it can.
     """
 
     model_type: str
@@ -47,6 +49,8 @@ class Composite:
     fixed_decoder: bool = False
     blind: str = ""
     shares_mlp_width: bool = False
+    ours: bool = False
+    uncompressed: str = ""
 
     @property
     def decoder_in_memory(self) -> str:
@@ -85,7 +89,27 @@ def _qwen_vl(model_type: str, architecture: str) -> Composite:
     )
 
 
+def _image_chat(model_type: str, architecture: str, decoder: str) -> Composite:
+    return Composite(
+        model_type,
+        architecture,
+        vision=("vision_model.",),
+        projector=("qformer.", "query_tokens", "language_projection."),
+        decoder=decoder,
+        decoders=(decoder,),
+        spellings=(OLD,),
+        ours=True,
+    )
+
+
 _ROWS = (
+    _image_chat("minigpt4", "MiniGpt4ForConditionalGeneration", "llama"),
+    replace(_image_chat("tinygptv", "TinyGptvForConditionalGeneration", "tinygptv_phi"), fixed_decoder=True),
+    replace(
+        _image_chat("artgpt4", "ArtGpt4ForConditionalGeneration", "artgpt4_llama"),
+        uncompressed="between attention and MLP its blocks have a bottleneck on the stream itself, which no half of a "
+        "block may be run without or twice",
+    ),
     _llava("llava", "LlavaForConditionalGeneration", tied_by_text=True),
     _llava("llava_next", "LlavaNextForConditionalGeneration"),
     replace(

@@ -102,8 +102,10 @@ def part_runtimes(placed: Placed | None, layout: str) -> tuple[RuntimeSupport, .
 def _rows(placed: Placed, layout: str) -> Iterator[RuntimeSupport]:
     yield support("modepress", "verified", "the service loads it by its id", "modepress chat MODEL", SERVED)
     stock = f"{placed.composite.architecture}, no remote code; {STAYS}"
-    if layout == "full":
+    if layout == "full" or placed.composite.ours:
         refused = "no stock class has widths per block and rotary pairs per head"
+        if placed.composite.ours:
+            refused = f"it has no {placed.composite.architecture}"
         test = "tests/compression/test_composites.py"
         yield support("transformers", "refused", refused, "import compression.runtime first", test)
         yield support("vllm", "refused", refused, None, "not run")

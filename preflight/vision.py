@@ -11,6 +11,7 @@ from preflight.composite_rows import REDUCED
 
 # Compared with transformers' own generate(), token by token, by tests/workers/inference/test_vision_models.py.
 TESTED = (
+    "artgpt4",
     "gemma3",
     "idefics2",
     "idefics3",
@@ -18,11 +19,13 @@ TESTED = (
     "llava",
     "llava_next",
     "llava_onevision",
+    "minigpt4",
     "paligemma",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_vl",
     "smolvlm",
+    "tinygptv",
     "vipllava",
 )
 # Decoders that read images as embeddings in their prompt: what the token loop asks of a model, but no test runs them.

@@ -255,6 +255,45 @@ NAMED_TOKENS = {
     },
     "paligemma": {"image_token": MARK},
 }
+
+
+def _image_chat(text: dict[str, Any]) -> Parts:
+    side = {"height": 28, "width": 28}
+    config = {
+        "text": {"bos_token_id": 1, **text},
+        "vision_config": TOWER | {"image_size": 28, "patch_size": 14},
+        "qformer_config": {
+            "hidden_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+        },
+        "num_query_tokens": 3,
+        "image_token_index": "<ImageHere>",
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<ImageHere>",
+        "patch_size": 28,
+        "num_additional_image_tokens": 2,
+        "vision_feature_select_strategy": "full",
+    }
+    preprocessor = {"image_processor_type": "BlipImageProcessor", "size": side}
+    return config, processor, preprocessor | PLAIN, ["<ImageHere>"], "<ImageHere>"
+
+
+def _tinygptv() -> Parts:
+    return _image_chat({"model_type": "tinygptv_phi", "num_key_value_heads": 4})
+
+
+def _minigpt4() -> Parts:
+    return _image_chat({"model_type": "llama"})
+
+
+def _artgpt4() -> Parts:
+    return _image_chat({"model_type": "artgpt4_llama", "adapter_size": 8})
+
+
 FAMILIES: dict[str, Callable[[], Parts]] = {
     "llava": _llava,
     "idefics3": _idefics3,
@@ -270,4 +309,7 @@ FAMILIES: dict[str, Callable[[], Parts]] = {
     "paligemma": _paligemma,
     "qwen3_vl": _qwen3_vl,
     "vipllava": _vipllava,
+    "tinygptv": _tinygptv,
+    "minigpt4": _minigpt4,
+    "artgpt4": _artgpt4,
 }

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+import compression.runtime  # noqa: F401 (registers families that transformers lacks)
 from tests.tiny_models import make_tiny_tokenizer
 from tests.tiny_vision_families import FAMILIES, NAMED_TOKENS
 

@@ -13,7 +13,10 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 
 from compression.runtime.attention import ReducedAttention
 from compression.runtime.blocks import resize_block_
+from compression.runtime.tinygptv import TinyGptvForConditionalGeneration
 from preflight.composite_rows import COMPOSITES, REDUCED, Composite, reduced_architecture
+
+OURS: dict[str, Any] = {TinyGptvForConditionalGeneration.__name__: TinyGptvForConditionalGeneration}
 
 
 class _ReducedWhole:
@@ -43,7 +46,7 @@ def register() -> None:
 
 
 def _register(composite: Composite) -> None:
-    stock = getattr(transformers, composite.architecture)
+    stock = OURS.get(composite.architecture) or getattr(transformers, composite.architecture)
     settings = {"model_type": f"{REDUCED}{composite.model_type}", "__module__": __name__}
     named = f"{composite.architecture} with widths per block in its decoder."
     config: Any = type(f"Modepress{stock.config_class.__name__}", (stock.config_class,), {**settings, "__doc__": named})

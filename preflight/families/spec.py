@@ -30,7 +30,7 @@ class Family:
         optional_prefix: a prefix that old checkpoints of the bare decoder leave out.
         renamed: modules by their name on disk, where the stock class has another; `renamed_in_blocks`: parts of the
             names of blocks' tensors, likewise.
-        norms: norms over the hidden channels; `norm_bias` says whether norms have a bias.
+        norms: norms over the hidden channels; `norm_bias` says whether norms have a bias, all but `plain_norms`.
         qk_norm: whether queries and keys are normalised per head, or the configuration key that decides.
         rotary: the module of rotary angles, empty where there are none; `rotary_by_layer_type` has two sets of angles.
         rotary_fraction: share of a head that is rotated, by configuration key and default; None rotates all of it.
@@ -71,6 +71,7 @@ class Family:
     renamed_in_blocks: Mapping[str, str] = field(default_factory=dict)
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: bool = False
+    plain_norms: tuple[str, ...] = ()
     qk_norm: bool | str = False
     rotary: str = "model.rotary_emb"
     rotary_by_layer_type: bool = False
@@ -282,5 +283,5 @@ class Family:
         return tensors
 
     def _norm(self, norm: str, channels: int) -> dict[str, Shape]:
-        kinds = ("weight", "bias") if self.norm_bias else ("weight",)
+        kinds = ("weight", "bias") if self.norm_bias and norm not in self.plain_norms else ("weight",)
         return {f"{norm}.{kind}": (channels,) for kind in kinds}

@@ -63,6 +63,7 @@ class LoadedModel:
         cache_argument: the name under which the model's forward takes its key-value cache.
         processor: makes inputs of text and images; None where the model reads text alone.
         no_processor: why a model with a vision tower has none.
+        stops: texts that end its answers, beside those of a request.
         tables: how it is shown tables; None where it has no rule for them.
     """
 
@@ -79,6 +80,7 @@ class LoadedModel:
     cache_argument: str
     processor: Any = None
     no_processor: NoProcessor | None = None
+    stops: tuple[str, ...] = ()
     tables: TableReader | None = None
 
 
@@ -132,6 +134,7 @@ def load(plan: LoadPlan) -> LoadedModel:
         cache_argument="cache" if "cache" in parameters else "past_key_values",
         processor=None if isinstance(processor, NoProcessor) else processor,
         no_processor=processor if isinstance(processor, NoProcessor) else None,
+        stops=tuple(getattr(model.config, "stop_strings", None) or ()),
         tables=load_table_reader(plan.source, model),
     )
 

@@ -51,7 +51,7 @@ def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageF
     limit, name = _requested_limit(request)
     room = answer_room(loaded, len(prompt), limit, (name, "messages"), CHAT_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
-    stops = stop_strings(request.stop)
+    stops = (*stop_strings(request.stop), *loaded.stops)
     return GenerationTask(prompt, room, sampling, stops, continues_prompt=False, pictures=pictures)
 
 
