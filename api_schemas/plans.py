@@ -58,6 +58,16 @@ class StepPlan(Frozen):
     peak_memory_bytes: int
 
 
+class QuantizedModule(Frozen):
+    """What a quantisation would do to one linear of one block."""
+
+    module: Annotated[str, Field(description="full path, as the checkpoint names it")]
+    bits: Annotated[int | None, Field(description="of one weight's code; null where it stays as it is")]
+    bytes_before: int
+    bytes_after: Annotated[int, Field(description="codes, scales and what else is stored with them")]
+    kept_by: Annotated[str | None, Field(description="the entry of skip_modules that keeps it")] = None
+
+
 class Plan(Frozen):
     """What would happen: shapes, bytes, memory, time, and what stands in the way.
 
@@ -87,6 +97,13 @@ class Plan(Frozen):
     bytes_after: int
     parts: Annotated[
         tuple[ModelPart, ...], Field(description="before, of a model with several; all but the language part stay")
+    ] = ()
+    quantized: Annotated[
+        tuple[QuantizedModule, ...],
+        Field(
+            description="of a recipe with a quantisation, all linears of the blocks; embeddings, norms, routers, the "
+            "head and the parts around the decoder stay as they are"
+        ),
     ] = ()
     blocks: tuple[BlockShape, ...]
     shapes_final: bool

@@ -67,7 +67,9 @@ def probe(arguments: argparse.Namespace) -> dict[str, Any]:
             facts["greedy_text"] = tokenizer.decode(written[0, prompt.shape[1] :])
         facts["peak_memory_bytes"] = _peak_rss_bytes()
         if arguments.logits:
-            logits = _logits(model, tokens)
+            if arguments.generate and _stays_codes(model):  # the kernels have rounded its scales to bfloat16 by now
+                model, _ = _load(arguments.folder)
+            logits = _logits(model.eval(), tokens)
             save_file({"logits": logits.contiguous()}, arguments.out.with_suffix(".safetensors"))
             facts["proof_memory_bytes"] = _peak_rss_bytes()
     return facts
@@ -103,13 +105,21 @@ def hide_project() -> None:
 
 def _logits(model: Any, tokens: Any) -> Any:
     """Logits `[tokens, vocabulary]` in float32."""
+    import torch
     from torch import nn
 
+    if _stays_codes(model):  # what the codes stand for: kernels round inputs too, by how much depends on the CPU
+        return nn.Module.float(model.dequantize(torch.float32))(tokens).logits[0]
     if getattr(model, "hf_quantizer", None) is not None:
         model(tokens[:, :1])  # packed weights are unpacked in the first pass, in their stored dtype
         return nn.Module.float(model)(tokens).logits[0]  # stock `.float()` refuses packed models, even then
     _widen_while_running(model)
     return model(tokens).logits[0]
+
+
+def _stays_codes(model: Any) -> bool:
+    """Whether its linears are bitsandbytes', which multiply with codes."""
+    return bool(getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False))
 
 
 def _widen_while_running(model: "nn.Module") -> None:

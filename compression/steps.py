@@ -7,7 +7,7 @@ quantize   codes for the linears of what is there by then        blocks under `q
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api_schemas.methods import GptqConfig, QuantizationConfig
+from api_schemas.methods import GptqConfig, Int8Config, Nf4Config, QuantizationConfig
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from api_schemas.reports import BlockReport
@@ -17,11 +17,14 @@ from compression.core.linear_walk import LinearMethod, LinearStream
 from compression.core.protocols import BlockStore, Streamed, Walker
 from compression.core.unwritten_model import NarrowedModel, QuantizedModel
 from compression.methods.gptq import Gptq
+from compression.methods.int8 import Int8
+from compression.methods.nf4 import Nf4
 from compression.methods.round_to_nearest import RoundToNearest
 from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared
 from compression.removal import remove_blocks
 from compression.stages import Stages
+from preflight.quantized_linears import block_linears, kept_parts
 from preflight.targets import require_met, settled
 
 
@@ -69,9 +72,10 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
         said = f"quantising the linears of {model.blocks} blocks by {step.method}"
         with stages.stage("quantizing", said), ready.model.products_in(recipe.calibration.forward):
             hidden = ready.calibration.embed(model, ready.share.windows)
-            stream = LinearStream(model, linear_method(step), hidden, ready.share)
+            kept = _kept(recipe, step, ready, shapes)
+            stream = LinearStream(model, linear_method(step), hidden, ready.share, kept=kept)
             reports += _walk(model, stream, last, stages, total - 1, total)
-        model = QuantizedModel(model, last, step.bits)
+        model = QuantizedModel(model, last)
     for one in (store, last):
         one.part_()
     return Made(model, shapes, last, ready, removed, tuple(reports))
@@ -79,7 +83,20 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
 
 def linear_method(step: QuantizationConfig) -> LinearMethod:
     """The method that a step names."""
+    if isinstance(step, Int8Config):
+        return Int8(step)
+    if isinstance(step, Nf4Config):
+        return Nf4(step)
     return Gptq(step) if isinstance(step, GptqConfig) else RoundToNearest(step)
+
+
+def _kept(
+    recipe: Recipe, step: QuantizationConfig, ready: Prepared, shapes: Sequence[BlockShape]
+) -> tuple[frozenset[str], ...]:
+    """Of each block, the linears that the step leaves as they are."""
+    config, placed = ready.checkpoint.config, ready.checkpoint.placed
+    linears = block_linears(ready.family, config, step.skip_modules, shapes, layout=recipe.layout, placed=placed)
+    return kept_parts(linears, len(shapes))
 
 
 def _walk(

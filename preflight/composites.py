@@ -46,6 +46,11 @@ class Placed:
         """What a tensor of the text model is called in this checkpoint."""
         return next((disk + name.removeprefix(text) for disk, text in self.spelling if name.startswith(text)), name)
 
+    def name_in_memory(self, name: str) -> str:
+        """What a tensor or module of the text model is called in the class that loads the whole."""
+        spelling = self.composite.spellings[-1]
+        return next((whole + name.removeprefix(text) for whole, text in spelling if name.startswith(text)), name)
+
     def others_by_part(self) -> dict[str, list[TensorEntry]]:
         """The other tensors by the part that they belong to."""
         parts: dict[str, list[TensorEntry]] = {}

@@ -1,81 +1,33 @@
-"""What weight quantisation does to a block, from shapes alone: which linears, how many bytes, what cannot be packed.
+"""What stands in the way of weight quantisation, and what its walk costs, from shapes alone.
 
 Codes are written as compressed-tensors' `pack-quantized`: 32-bit words of `32 / bits` codes along a row's inputs, one
-scale in the weights' own dtype for each group of inputs, and the shape as two 64-bit numbers.
+scale in the weights' own dtype for each group of inputs, and the shape as two 64-bit numbers; or as bitsandbytes keeps
+them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api_schemas.methods import GptqConfig, ModegptConfig, QuantizationConfig
+from api_schemas.methods import GptqConfig, Int8Config, ModegptConfig, Nf4Config, QuantizationConfig
 from api_schemas.plans import Blocker, BlockShape, RuntimeSupport
 from api_schemas.recipe import Recipe
-from preflight.families import Dimensions, Family
+from preflight.composites import Placed
+from preflight.families import Family
+from preflight.quantized_linears import WORD_BITS, BlockLinear, block_linears, linear_groups, linear_shapes
 from preflight.shapes import dense_shape, modules_of, width_choices
 
-WORD_BITS = 32
-SHAPE_BYTES = 16
-
-
-def linear_groups(family: Family, size: Dimensions) -> tuple[tuple[str, ...], ...]:
-    """The block linears that are quantised, in forward order; those of one group read the same input.
-
-    Norms stay as they are, and so does a router: it is small, and its choices are hard.
-    """
-    names = family.attention
-    mlps = [group for mlp in family.mlps(size) for group in (mlp.inputs, (mlp.down,))]
-    return ((names.query, names.key, names.value), (names.output,), *mlps)
-
-
-def linear_shapes(family: Family, config: Mapping[str, Any], shape: BlockShape) -> dict[str, tuple[int, int]]:
-    """`[out_features, in_features]` of each of these linears in a block of this shape."""
-    size, names = family.dimensions(config), family.attention
-    shapes = {
-        names.query: (size.heads * shape.query_key_rank, size.hidden),
-        names.key: (size.kv_heads * shape.query_key_rank, size.hidden),
-        names.value: (size.kv_heads * shape.value_output_rank, size.hidden),
-        names.output: (size.hidden, size.heads * shape.value_output_rank),
-    }
-    for mlp in family.mlps(size):
-        shapes.update({linear: (shape.mlp_width, size.hidden) for linear in mlp.inputs})
-        shapes[mlp.down] = (size.hidden, shape.mlp_width)
-    return shapes
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Bytes of one block's linears before they are quantised, and after."""
-
-    before: int
-    after: int
-
-
-def saving(
-    family: Family, config: Mapping[str, Any], step: QuantizationConfig, shape: BlockShape, *, itemsize: int, fuse: bool
-) -> Saving:
-    """Count a block's bytes.
-
-    Args:
-        family: its table.
-        config: the original's configuration.
-        step: the quantisation.
-        shape: the block's widths.
-        itemsize: bytes of one weight, and of one scale.
-        fuse: whether linears are stored as the stock class stores them; a fused one has one shape.
-    """
-    shapes = linear_shapes(family, config, shape).values()
-    tensors = len(shapes) - (sum(len(fused.parts) - 1 for fused in family.fused) if fuse else 0)
-    after = tensors * SHAPE_BYTES
-    for rows, columns in shapes:
-        scales = columns // step.group_size if step.group_size else 1
-        after += rows * (math.ceil(columns * step.bits / WORD_BITS) * 4 + scales * itemsize)
-    return Saving(itemsize * sum(rows * columns for rows, columns in shapes), after)
+IN_VLLM_ON_GPU = {
+    "status": "believed",
+    "reason": "it loads weights of bitsandbytes on NVIDIA GPUs; not on CPUs",
+    "evidence": "its documentation; not run here",
+}
+OUTPUTS_ON_CPU = 32  # rows that bitsandbytes' kernel for CPUs with bfloat16 takes at once; seen by running 0.50
 
 
 def quantization_blockers(
-    family: Family, config: Mapping[str, Any], recipe: Recipe, shapes: Sequence[BlockShape]
+    family: Family, config: Mapping[str, Any], recipe: Recipe, shapes: Sequence[BlockShape], placed: Placed | None
 ) -> list[Blocker]:
     """Why the linears could not be quantised, stored or loaded so, by name."""
     step = recipe.quantization
@@ -94,21 +46,35 @@ def quantization_blockers(
             f"exports are written from plain weights, and {step.method} leaves codes; leave out the one or the other"
         )
         found.append(Blocker(code="export_of_codes", message=message, param="recipe.exports"))
-    for linear, inputs in _inputs(family, config, recipe.structure, shapes):
-        widths = f"would have {inputs.said} inputs"
-        if step.group_size and inputs.multiple % step.group_size:
-            message = (
-                f"group_size {step.group_size}: {linear} {widths}, which such groups do not divide; {_remedy(recipe)} "
-                "or use group_size null, one scale for each row"
-            )
-            found.append(Blocker(code="group_size_indivisible", message=message, param=f"{place}.group_size"))
-        elif inputs.multiple * step.bits % WORD_BITS:
-            message = (
-                f"bits {step.bits}: {linear} {widths}, and codes are stored {WORD_BITS // step.bits} to a word; "
-                f"{_remedy(recipe)} or leave this step out"
-            )
-            found.append(Blocker(code="not_packable", message=message, param=f"{place}.bits"))
+    linears = block_linears(family, config, step.skip_modules, shapes, layout=recipe.layout, placed=placed)
+    found += _skip_blockers(step, linears, place)
+    if isinstance(step, Nf4Config) and step.double_quantization and family.fused and recipe.layout != "full":
+        message = (
+            f"double_quantization: {family.name} stores several linears as one, whose scales have no common mean; "
+            "leave double_quantization out, or put a step 'modegpt' with layout 'full' first"
+        )
+        param = f"{place}.double_quantization"
+        found.append(Blocker(code="double_quantization_of_fused", message=message, param=param))
+    for size in _sizes(family, config, recipe.structure, linears):
+        refusal = _refusal(step, size, _remedy(recipe))
+        if refusal is not None:
+            code, message, field = refusal
+            found.append(Blocker(code=code, message=message, param=f"{place}.{field}"))
     return found
+
+
+def _skip_blockers(step: QuantizationConfig, linears: Sequence[BlockLinear], place: str) -> Iterator[Blocker]:
+    """Entries of skip_modules that match nothing, and lists that leave nothing."""
+    for number, entry in enumerate(step.skip_modules):
+        if not any(f".{entry}." in f".{one.path}." for one in linears):
+            message = (
+                f"skip_modules {entry!r} matches no linear of a block; their paths are such as {linears[0].path!r} "
+                "(embeddings, norms, routers and the head stay without being named)"
+            )
+            yield Blocker(code="skip_matches_nothing", message=message, param=f"{place}.skip_modules.{number}")
+    if all(one.kept_by for one in linears):
+        message = "skip_modules leaves no linear to quantise; name fewer, or leave this step out"
+        yield Blocker(code="nothing_to_quantize", message=message, param=f"{place}.skip_modules")
 
 
 def _stock_blockers(family: Family, recipe: Recipe, place: str) -> list[Blocker]:
@@ -130,42 +96,89 @@ def _remedy(recipe: Recipe) -> str:
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What is known of a linear's number of inputs: a multiple of something, said in words."""
+class _Size:
+    """What is known of a linear's inputs and outputs: a multiple of something, said in words."""
 
-    multiple: int
-    said: str
+    linear: str
+    inputs: int
+    inputs_said: str
+    outputs: int
+    outputs_said: str
 
 
-def _inputs(
-    family: Family, config: Mapping[str, Any], structure: ModegptConfig | None, shapes: Sequence[BlockShape]
-) -> list[tuple[str, _Inputs]]:
-    """Each linear with its possible numbers of inputs; experts once."""
+def _refusal(step: QuantizationConfig, size: _Size, remedy: str) -> tuple[str, str, str] | None:
+    """Code, message and field of what a step cannot do with a linear of this size."""
+    widths = f"{size.linear} would have {size.inputs_said} inputs"
+    if isinstance(step, Int8Config):
+        return None
+    if isinstance(step, Nf4Config):
+        keep = "or name it in skip_modules, or use 'int8'"
+        if size.inputs % step.block_size:
+            message = f"block_size {step.block_size}: {widths}, which such runs do not divide; {remedy} {keep}"
+            return "block_size_indivisible", message, "block_size"
+        if size.outputs % OUTPUTS_ON_CPU:
+            message = (
+                f"nf4: {size.linear} would have {size.outputs_said} outputs, and the kernel that multiplies 4-bit "
+                f"codes on CPUs takes {OUTPUTS_ON_CPU} at a time; {remedy} {keep}"
+            )
+            return "outputs_indivisible", message, "method"
+        return None
+    if step.group_size and size.inputs % step.group_size:
+        message = (
+            f"group_size {step.group_size}: {widths}, which such groups do not divide; {remedy} or use group_size "
+            "null, one scale for each row"
+        )
+        return "group_size_indivisible", message, "group_size"
+    if size.inputs * step.bits % WORD_BITS:
+        message = (
+            f"bits {step.bits}: {widths}, and codes are stored {WORD_BITS // step.bits} to a word; {remedy} or leave "
+            "this step out"
+        )
+        return "not_packable", message, "bits"
+    return None
+
+
+def _sizes(
+    family: Family, config: Mapping[str, Any], structure: ModegptConfig | None, linears: Sequence[BlockLinear]
+) -> list[_Size]:
+    """Each quantised linear with its possible sizes; experts once."""
     size = family.dimensions(config)
-    seen: dict[tuple[str, int], _Inputs] = {}
-    experts = {mlp.down for mlp in family.mlps(size)[1:]}
-    for shape in dict.fromkeys(shapes):
-        for linear, (_, columns) in linear_shapes(family, config, shape).items():
-            if linear not in experts:
-                seen.setdefault((linear, columns), _Inputs(columns, str(columns)))
+    seen: dict[tuple[str, int, int], _Size] = {}
+    others = {linear for mlp in family.mlps(size)[1:] for linear in (*mlp.inputs, mlp.down)}
+    quantised = [one for one in linears if not one.kept_by and not others.intersection(one.parts)]
+    for one in quantised:
+        name = one.path.split(f".{one.block}.", 1)[-1]
+        known = _Size(name, one.columns, str(one.columns), one.rows, str(one.rows))
+        seen.setdefault((name, one.columns, one.rows), known)
     if structure is not None and structure.resolved_allocation != "uniform":
-        for linear, multiple in _multiples(family, config, structure).items():
-            seen[linear, 0] = _Inputs(multiple, f"some multiple of {multiple}")
-    return [(linear, inputs) for (linear, _), inputs in seen.items()]
+        inputs, outputs = _multiples(family, config, structure)
+        for linear in dict.fromkeys(part for one in quantised for part in one.parts):
+            by_in, by_out = inputs.get(linear, 0), outputs.get(linear, 0)
+            said = [f"some multiple of {by}" for by in (by_in, by_out)]
+            if by_in or by_out:  # 0 is a multiple of everything: that side does not change
+                seen[linear, 0, 0] = _Size(linear, by_in, said[0], by_out, said[1])
+    return list(seen.values())
 
 
-def _multiples(family: Family, config: Mapping[str, Any], structure: ModegptConfig) -> dict[str, int]:
-    """What divides the inputs of output and down, whatever the data choose."""
-    dense, size = dense_shape(family, config), family.dimensions(config)
+def _multiples(
+    family: Family, config: Mapping[str, Any], structure: ModegptConfig
+) -> tuple[dict[str, int], dict[str, int]]:
+    """What divides inputs and outputs that change, whatever the data choose."""
+    dense, size, names = dense_shape(family, config), family.dimensions(config), family.attention
     modules = modules_of(family, config, structure)
-    found = {}
+    inputs, outputs = dict[str, int](), dict[str, int]()
     if "mlp" in modules:
-        found[family.mlps(size)[0].down] = math.gcd(structure.resolved_round_to, dense.mlp_width)
+        mlp, width = family.mlps(size)[0], math.gcd(structure.resolved_round_to, dense.mlp_width)
+        inputs[mlp.down] = width
+        outputs.update(dict.fromkeys(mlp.inputs, width))
+    free = structure.resolved_allocation == "block_influence"
     if "value_output" in modules:
-        ranks = width_choices(dense, structure, "value_output")
-        free = structure.resolved_allocation == "block_influence"
-        found[family.attention.output] = size.heads * (1 if free else math.gcd(*ranks))
-    return found
+        rank = 1 if free else math.gcd(*width_choices(dense, structure, "value_output"))
+        inputs[names.output], outputs[names.value] = size.heads * rank, size.kv_heads * rank
+    if "query_key" in modules:
+        rank = 2 if free else math.gcd(*width_choices(dense, structure, "query_key"))
+        outputs[names.query], outputs[names.key] = size.heads * rank, size.kv_heads * rank
+    return inputs, outputs
 
 
 def walk_flops(
@@ -206,11 +219,18 @@ def quantized_runtimes(
         if one.status == "refused" and not one.runtime.startswith("bitsandbytes"):
             found.append(one)
         elif one.runtime in ("modepress", "transformers"):
-            reason = f"{one.reason}; the package compressed-tensors unpacks the weights"
-            found.append(one.model_copy(update={"reason": reason}))
+            found.append(one.model_copy(update={"reason": f"{one.reason}; {_read_by(recipe.quantization)}"}))
         elif one.runtime == "vllm":
-            found.append(one.model_copy(update=_in_vllm(family, config, shapes)))
+            on_gpu = isinstance(recipe.quantization, Int8Config | Nf4Config)
+            update = IN_VLLM_ON_GPU if on_gpu else _in_vllm(family, config, shapes)
+            found.append(one.model_copy(update=update))
     return tuple(found)
+
+
+def _read_by(step: QuantizationConfig) -> str:
+    if isinstance(step, Int8Config | Nf4Config):
+        return "the package bitsandbytes multiplies with the codes, which stay codes in memory"
+    return "the package compressed-tensors unpacks the weights"
 
 
 def _in_vllm(family: Family, config: Mapping[str, Any], shapes: Sequence[BlockShape]) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api_schemas.plans import BlockShape, StepPlan
+from api_schemas.plans import BlockShape, QuantizedModule, StepPlan
 from api_schemas.recipe import Recipe
 from preflight.estimates import Workload, flops, peak_memory_bytes
 from preflight.families import Family
-from preflight.quantization import saving, walk_bytes, walk_flops
+from preflight.quantization import walk_bytes, walk_flops
 
 
 def step_plans(
@@ -17,6 +17,7 @@ def step_plans(
     shapes: Sequence[BlockShape],
     work: Workload,
     counts: Mapping[str, Any],
+    quantized: Sequence[QuantizedModule],
 ) -> tuple[StepPlan, ...]:
     """What each step changes; the second starts from what the first leaves."""
     steps = []
@@ -26,13 +27,10 @@ def step_plans(
         changed = {"parameters_before": counts["parameters_before"], "bytes_before": before, "bytes_after": after}
         steps.append(StepPlan(method=recipe.structure.method, flops=flops(work), **changed, **common))
     if (step := recipe.quantization) is not None:
-        itemsize = max(1, work.block_bytes // max(1, work.block_parameters))
-        fuse = recipe.layout != "full"
-        saved = [saving(family, config, step, shape, itemsize=itemsize, fuse=fuse) for shape in shapes]
         changed = {
             "parameters_before": counts["parameters_after"],
             "bytes_before": after,
-            "bytes_after": after - sum(one.before - one.after for one in saved),
+            "bytes_after": after - sum(one.bytes_before - one.bytes_after for one in quantized),
         }
         common["peak_memory_bytes"] += walk_bytes(family, config, shapes[0])
         operations = walk_flops(family, config, step, shapes, work.calibration_tokens)

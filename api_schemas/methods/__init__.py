@@ -5,15 +5,29 @@ from typing import Annotated
 from pydantic import Field
 
 from api_schemas.methods.gptq import GptqConfig
+from api_schemas.methods.int8 import Int8Config
 from api_schemas.methods.modegpt import ModegptConfig
+from api_schemas.methods.nf4 import Nf4Config
 from api_schemas.methods.round_to_nearest import RoundToNearestConfig
 
-QuantizationConfig = GptqConfig | RoundToNearestConfig
+GridConfig = GptqConfig | RoundToNearestConfig
+QuantizationConfig = GptqConfig | RoundToNearestConfig | Int8Config | Nf4Config
 MethodConfig = Annotated[
     ModegptConfig  # narrows blocks
     | GptqConfig  # codes, with errors made up for
-    | RoundToNearestConfig,  # codes, the baseline
+    | RoundToNearestConfig  # codes, the baseline
+    | Int8Config  # codes of bitsandbytes, inputs rounded too
+    | Nf4Config,  # codes of bitsandbytes, from a table of values
     Field(discriminator="method"),
 ]
 
-__all__ = ["GptqConfig", "MethodConfig", "ModegptConfig", "QuantizationConfig", "RoundToNearestConfig"]
+__all__ = [
+    "GptqConfig",
+    "GridConfig",
+    "Int8Config",
+    "MethodConfig",
+    "ModegptConfig",
+    "Nf4Config",
+    "QuantizationConfig",
+    "RoundToNearestConfig",
+]

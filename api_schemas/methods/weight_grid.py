@@ -1,16 +1,14 @@
-"""What all methods that store weights as whole numbers have in common."""
+"""What all methods that store weights as whole numbers on a grid of our own have in common."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api_schemas.base import Frozen
+from api_schemas.methods.quantization_step import QuantizationStep
 
 
-class WeightGrid(Frozen):
+class WeightGrid(QuantizationStep):
     """Block linears as codes on a symmetric grid: `w ≈ scale · q`, q in [−2^(bits−1), 2^(bits−1) − 1]."""
-
-    stage: ClassVar[Literal["quantize"]] = "quantize"
 
     bits: Annotated[Literal[4, 8], Field(description="of one weight's code")] = 4
     group_size: Annotated[

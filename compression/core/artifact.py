@@ -25,14 +25,15 @@ from api_schemas.methods import QuantizationConfig
 from api_schemas.plans import BlockShape
 from compression.core.block_store import sync_folder, write_durably
 from compression.core.canonical import to_stored
-from compression.core.pack_quantized import quantization_settings
 from compression.core.protocols import BlockStore
+from compression.core.quantized_config import quantization_settings
 from compression.core.streamed_model import StreamedModel
 from compression.core.tensors import read_tensor
 from compression.runtime.blocks import reduced_model_type
 from compression.runtime.models import REDUCED
 from compression.runtime.nemotron import ARCHITECTURE, MODEL_TYPE, block_configs
 from preflight.composites import Placed
+from preflight.quantized_linears import block_linears
 
 SHARD_BYTES = 1024**3  # a shard is in memory while it is collected
 MANIFEST = "modepress.json"
@@ -126,7 +127,9 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
     config = {key: value for key, value in result.raw_config.items() if key not in {"auto_map", "_name_or_path"}}
     config["transformers_version"] = transformers.__version__
     if result.quantization is not None:
-        config["quantization_config"] = quantization_settings(result.quantization, family.head, source.placed)
+        step, placed = result.quantization, source.placed
+        linears = block_linears(family, config, step.skip_modules, result.shapes, layout=result.layout, placed=placed)
+        config["quantization_config"] = quantization_settings(step, linears, family.head, placed)
     head, embeddings = f"{family.head}.weight", f"{family.embeddings}.weight"
     drop_head = False
     size = family.dimensions(config)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from api_schemas.reports import BlockReport, CountBeforeAfter
-from compression.core.grid import count_bytes, count_parameters
+from compression.core.packed_forms import count_bytes, count_parameters
 from compression.core.parallel import WHOLE, Group, Share, share_of
 from compression.core.protocols import BlockResult, BlockStore, Method, Step, Streamed, Walker
 from compression.core.statistics import BlockStatistics

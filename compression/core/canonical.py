@@ -9,12 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from compression.core import int8_rows, normal_float
 from compression.core.grid import PACKED, SCALE, SHAPE
 from preflight.families import Dimensions, Family
 from preflight.families.parts import Fused
 
 KINDS = ("weight", "bias")
-ROWS = (*KINDS, PACKED, SCALE)  # what has one row for each output, and is fused along them
+ROWS = (*KINDS, PACKED, SCALE, int8_rows.ABSMAX, normal_float.ABSMAX)  # one row for each output, or a flat run of it
+ALIKE = (int8_rows.FORMAT, normal_float.MAP)  # the same for every linear
 
 
 def to_canonical(family: Family, size: Dimensions, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -46,6 +48,10 @@ def to_stored(family: Family, size: Dimensions, state: Mapping[str, Tensor]) -> 
             names = [f"{part}.{kind}" for part in fused.parts]
             if names[0] in stored:
                 stored[f"{fused.stored}.{kind}"] = _join(fused, [stored.pop(name) for name in names], size.heads)
+        for kind in (*ALIKE, normal_float.FACTS):
+            same = [stored.pop(f"{part}.{kind}") for part in fused.parts if f"{part}.{kind}" in stored]
+            if same:
+                stored[f"{fused.stored}.{kind}"] = same[0] if kind in ALIKE else normal_float.joined_facts(same)
         shapes = [stored.pop(f"{part}.{SHAPE}") for part in fused.parts if f"{part}.{SHAPE}" in stored]
         if shapes:
             rows = sum(int(shape[0]) for shape in shapes)

@@ -15,19 +15,27 @@ from torch import Tensor
 
 WORD_BITS = 32
 PACKED, SCALE, SHAPE = "weight_packed", "weight_scale", "weight_shape"
-KINDS = (PACKED, SCALE, SHAPE)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """One linear's weight as codes `[out, in]` int8 and scales `[out, groups]` in storage dtype."""
+    """One linear's weight as codes `[out, in]` int8 of so many bits, and scales `[out, groups]` in storage dtype."""
 
     codes: Tensor
     scale: Tensor
+    bits: int
 
     def dequantized(self) -> Tensor:
         """The weight `[out, in]` in storage dtype."""
         return dequantize(self.codes, self.scale)
+
+    def tensors(self, linear: str) -> dict[str, Tensor]:
+        """What is stored for the linear instead of its weight."""
+        return {
+            f"{linear}.{PACKED}": pack(self.codes, self.bits),
+            f"{linear}.{SCALE}": self.scale,
+            f"{linear}.{SHAPE}": torch.tensor(self.codes.shape, dtype=torch.int64),
+        }
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -86,40 +94,10 @@ def unpack(words: Tensor, bits: int, inputs: int) -> Tensor:
     return (codes.flatten(1)[:, :inputs] + limits(bits)[0]).to(torch.int8)
 
 
-def packed_tensors(linear: str, quantized: Quantized, bits: int) -> dict[str, Tensor]:
-    """What is stored for a linear instead of its weight."""
-    return {
-        f"{linear}.{PACKED}": pack(quantized.codes, bits),
-        f"{linear}.{SCALE}": quantized.scale,
-        f"{linear}.{SHAPE}": torch.tensor(quantized.codes.shape, dtype=torch.int64),
-    }
+def read_packed(state: Mapping[str, Tensor], linear: str) -> Tensor:
+    """The weight `[out, in]` that a linear's tensors stand for, in storage dtype.
 
-
-def unpacked(state: Mapping[str, Tensor], bits: int) -> dict[str, Tensor]:
-    """The same tensors with each packed weight replaced by what it stands for, in storage dtype."""
-    plain = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in KINDS}
-    for name, words in state.items():
-        linear, _, kind = name.rpartition(".")
-        if kind == PACKED:
-            inputs = int(state[f"{linear}.{SHAPE}"][1])
-            plain[f"{linear}.weight"] = dequantize(unpack(words, bits, inputs), state[f"{linear}.{SCALE}"])
-    return plain
-
-
-def count_parameters(state: Mapping[str, Tensor]) -> int:
-    """Parameters of a model's tensors: packed weights count as what they stand for, their scales do not count."""
-    plain = sum(
-        tensor.numel()
-        for name, tensor in state.items()
-        if tensor.is_floating_point() and name.rpartition(".")[2] != SCALE
-    )
-    return plain + sum(int(shape.prod()) for name, shape in state.items() if name.rpartition(".")[2] == SHAPE)
-
-
-def count_bytes(state: Mapping[str, Tensor]) -> int:
-    """Bytes of a model's weights, packed or not; not of what only says how a block is built, such as rotary pairs."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for name, tensor in state.items()
-        if tensor.is_floating_point() or name.rpartition(".")[2] in KINDS
-    )
+    The bits follow from the words: a row fills them, which plans make sure of.
+    """
+    words, inputs = state[f"{linear}.{PACKED}"], int(state[f"{linear}.{SHAPE}"][1])
+    return dequantize(unpack(words, words.shape[1] * WORD_BITS // inputs, inputs), state[f"{linear}.{SCALE}"])

@@ -5,6 +5,7 @@ observed in the block whose earlier linears are already replaced ("true sequenti
 calibrated on the outputs of the blocks before it as they have become.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks, run_block_
-from compression.core.grid import Quantized, packed_tensors, unpacked
+from compression.core.packed_forms import Codes, unpacked
 from compression.core.parallel import WHOLE, Share
 from compression.core.protocols import BlockResult, Solution, Step, Streamed
 from compression.core.statistics import RunningGram, RunningInfluence
 from compression.core.timeline import span
-from preflight.quantization import linear_groups
+from preflight.quantized_linears import linear_groups
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class SolvedLinear:
     """One weight, quantised.
 
     Attributes:
-        quantized: codes and scales.
+        quantized: codes and scales, in the form that is stored.
         damping: in units of the mean diagonal of the inputs' correlation; 0 where nothing was factorised.
         fallback: what was done another way than asked.
     """
 
-    quantized: Quantized
+    quantized: Codes
     damping: float = 0.0
     fallback: str | None = None
 
@@ -40,7 +41,6 @@ class LinearMethod(Protocol):
     """A paper that quantises one weight at a time."""
 
     stage: ClassVar[str]
-    bits: int
 
     def solve(self, weight: Tensor, correlation: Tensor, dtype: torch.dtype) -> SolvedLinear:
         """Quantise a weight.
@@ -55,7 +55,15 @@ class LinearMethod(Protocol):
 class LinearStream:
     """Hidden states of one model: a block's linears are observed on them, solved, and the block passed."""
 
-    def __init__(self, model: Streamed, method: LinearMethod, hidden: Tensor, share: Share = WHOLE) -> None:
+    def __init__(
+        self,
+        model: Streamed,
+        method: LinearMethod,
+        hidden: Tensor,
+        share: Share = WHOLE,
+        *,
+        kept: Sequence[frozenset[str]] = (),
+    ) -> None:
         """Start at the embeddings.
 
         Args:
@@ -63,8 +71,9 @@ class LinearStream:
             method: what is done to a linear.
             hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
             share: which part of all windows `hidden` is.
+            kept: of each block, the linears that stay as they are; none anywhere when empty.
         """
-        self.model, self.method, self.hidden, self.share = model, method, hidden, share
+        self.model, self.method, self.hidden, self.share, self.kept = model, method, hidden, share, kept
 
     def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
         """Solve the linears of one block and pass it."""
@@ -73,11 +82,14 @@ class LinearStream:
         start = self.hidden[next(chunks(self.hidden))].clone()
         first = self.model.forward(block, start, index)
         rows: list[ModuleReport] = []
-        for group in linear_groups(self.model.family, self.model.size):
-            gram = self._observe(block, index, group[0], influence if not rows else None)
-            for linear in group:
-                with span("solve", module=linear):
-                    rows.append(self._solve_linear_(block, new, linear, gram))
+        kept = self.kept[index] if self.kept else frozenset[str]()
+        for number, whole in enumerate(linear_groups(self.model.family, self.model.size)):
+            group = [linear for linear in whole if linear not in kept]
+            if group or not number:  # the block's influence is taken in passing
+                gram = self._observe(block, index, whole[0], None if number else influence)
+                for linear in group:
+                    with span("solve", module=linear):
+                        rows.append(self._solve_linear_(block, new, linear, gram))
         error = self.model.forward(block, start, index) - first
         run_block_(self.model, block, index, self.hidden)
         lost = float(error.norm() / (first - start).norm().clamp_min(1e-30))
@@ -85,7 +97,7 @@ class LinearStream:
 
     def replay_(self, index: int, result: BlockResult) -> None:
         """Pass a block that an earlier attempt finished."""
-        block = self.model.block(index, unpacked(result.state, self.method.bits))
+        block = self.model.block(index, unpacked(result.state))
         run_block_(self.model, block, index, self.hidden)
 
     def _observe(self, block: nn.Module, index: int, linear: str, influence: RunningInfluence | None) -> RunningGram:
@@ -113,14 +125,14 @@ class LinearStream:
         solved = self.method.solve(weight, correlation, stored.dtype)
         plain = solved.quantized.dequantized()
         block.get_submodule(linear).weight = nn.Parameter(plain.float(), requires_grad=False)
-        new.update(packed_tensors(linear, solved.quantized, self.method.bits))
+        new.update(solved.quantized.tensors(linear))
         return ModuleReport(
             module=linear,
             width_before=weight.shape[1],
             width_after=weight.shape[1],
             relative_output_error=relative_error(weight, plain.double(), correlation),
             damping=solved.damping,
-            bits=self.method.bits,
+            bits=solved.quantized.bits,
             fallback=solved.fallback,
             coverage=(gram.tokens,) if self.model.family.experts else None,
         )

@@ -1,19 +1,22 @@
 """How an artifact's configuration says that its linears are packed: compressed-tensors, format `pack-quantized`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api_schemas.methods import QuantizationConfig
+from api_schemas.methods import GridConfig
 from preflight.composites import Placed
 
 
-def quantization_settings(step: QuantizationConfig, head: str, placed: Placed | None = None) -> dict[str, Any]:
+def pack_quantized_settings(
+    step: GridConfig, head: str, kept: Sequence[str] = (), placed: Placed | None = None
+) -> dict[str, Any]:
     """The `quantization_config` that transformers and vLLM read.
 
     Args:
         step: bits and groups.
-        head: name of the decoder's one linear that is not packed.
+        head: name of the decoder's head, which is never packed.
+        kept: linears of blocks that stay as they are, by their names in memory.
         placed: where the decoder stands among other parts; none of theirs is packed.
     """
     whole = None if placed is None else placed.composite
@@ -34,7 +37,7 @@ def quantization_settings(step: QuantizationConfig, head: str, placed: Placed | 
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": [head if whole is None else f"re:.*{head}$", *parts],
+        "ignore": [head if whole is None else f"re:.*{head}$", *parts, *kept],
         "kv_cache_scheme": None,
     }
 

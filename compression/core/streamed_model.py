@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 import compression.runtime  # noqa: F401 (registers the reduced families with the Auto classes)
 from api_schemas.errors import InvalidCheckpoint
 from compression.core.canonical import to_canonical
-from compression.core.grid import SCALE, SHAPE, unpacked
-from compression.core.pack_quantized import packed_bits
+from compression.core.int8_rows import ABSMAX, rounded_inputs
+from compression.core.packed_forms import count_stored, unpacked
+from compression.core.quantized_config import outlier_threshold
 from compression.core.tensors import read_tensor
 from compression.core.timeline import passed, span
 from compression.runtime.blocks import resize_block_
@@ -76,7 +77,7 @@ class StreamedModel:
         found = family.full_names(dict(tensors) if tensors is not None else stored_tensors)
         self.tensors = {name: entry for name, entry in found.items() if not name.endswith(OLD_BUFFERS)}
         self.config = stored if config is None else type(stored).from_dict(dict(config))
-        self._bits = packed_bits(getattr(whole, "quantization_config", None))
+        self._threshold = outlier_threshold(getattr(whole, "quantization_config", None))
         self._eager = bool(family.attention_cap)  # fused kernels have no caps
         self._in_bfloat16 = False
         shapes = getattr(self.config, "block_shapes", None) or getattr(whole, "block_shapes", None)
@@ -126,10 +127,8 @@ class StreamedModel:
     @property
     def parameters(self) -> int:
         """How many all parts have: a tied head is stored once, packed weights count as what they stand for."""
-        floats = [entry for name, entry in self.tensors.items() if not name.endswith(SCALE) and entry.dtype[0] != "I"]
-        packed = [int(self.read(name).prod()) for name in self.tensors if name.endswith(SHAPE)]
-        others = () if self.placed is None else self.placed.others.values()
-        return sum(entry.parameters for entry in (*floats, *others)) + sum(packed)
+        others = {} if self.placed is None else self.placed.others
+        return count_stored(self.tensors, self.read) + sum(entry.parameters for entry in others.values())
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype; a tied head answers with the embedding."""
@@ -144,7 +143,7 @@ class StreamedModel:
         prefix = self.family.block_prefix(index)
         with span("load", block=index):
             state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
-            state = state if self._bits is None else unpacked(state, self._bits)
+            state = unpacked(state)
             return state if self._reduced else to_canonical(self.family, self.size, state)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
@@ -157,7 +156,22 @@ class StreamedModel:
             pairs = torch.arange(size.rotary_in(index) // 2)
             if len(pairs):
                 state = {**state, f"{self.family.attention.module}.rotary_pairs": pairs.expand(size.kv_heads, -1)}
-        return self._load(block, state)
+        return self._rounding(self._load(block, state), index)
+
+    def _rounding(self, block: nn.Module, index: int) -> nn.Module:
+        """The block with the inputs of its linears rounded as LLM.int8's kernels round them, where it is stored so."""
+        if self._threshold is None:
+            return block
+        threshold, prefix = self._threshold, self.family.block_prefix(index)
+        parts = {one.stored: one.parts for one in self.family.fused if not self._reduced}
+        for name in self.tensors:
+            if name.startswith(prefix) and name.endswith(f".{ABSMAX}"):
+                stored = self.family.canonical_block_name(name.removeprefix(prefix).removesuffix(f".{ABSMAX}"))
+                for linear in parts.get(stored, (stored,)):
+                    block.get_submodule(linear).register_forward_pre_hook(
+                        lambda _module, inputs: (rounded_inputs(inputs[0], threshold),)
+                    )
+        return block
 
     def resized_block(
         self, index: int, state: Mapping[str, Tensor], shape: Mapping[str, int], scaling: float

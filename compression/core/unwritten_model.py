@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from compression.core.grid import unpacked
+from compression.core.packed_forms import unpacked
 from compression.core.protocols import BlockStore, Method, Streamed
 from compression.core.streamed_model import StreamedModel
 from preflight.families import Dimensions, Family
@@ -75,11 +75,6 @@ class NarrowedModel(_Unwritten):
 class QuantizedModel(_Unwritten):
     """A model with the linears of its blocks replaced by what their codes stand for."""
 
-    def __init__(self, before: Streamed, store: BlockStore, bits: int) -> None:
-        """Read packed blocks from `store`; `before` knows how a block is built."""
-        super().__init__(before, store)
-        self.bits = bits
-
     def block_state(self, index: int) -> dict[str, Tensor]:
         """The finished tensors of one block in storage dtype, unpacked."""
-        return unpacked(super().block_state(index), self.bits)
+        return unpacked(super().block_state(index))

@@ -94,7 +94,7 @@ def gptq(
             W[:, column + 1 : end] -= error[:, None] * U[column, column + 1 : end]
             errors[:, column - start], codes[:, order[column]] = error, q
         W[:, end:] -= errors @ U[start:end, end:]
-    return SolvedLinear(Quantized(codes, scale), factor.damping, _said_of(dead))
+    return SolvedLinear(Quantized(codes, scale, config.bits), factor.damping, _said_of(dead))
 
 
 def _with_dead_columns_apart(H: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,6 @@ class Gptq:
     def __init__(self, config: GptqConfig) -> None:
         """Take the recipe's step."""
         self.config = config
-        self.bits: int = config.bits
 
     def solve(self, weight: Tensor, correlation: Tensor, dtype: torch.dtype) -> SolvedLinear:
         """Quantise one weight."""

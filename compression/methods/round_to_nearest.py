@@ -18,7 +18,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int | None, dtype: t
     """
     scale = grid_scale(weight, bits, group_size, dtype)
     grouped = weight.reshape(*scale.shape, -1)
-    return Quantized(nearest_codes(grouped, scale[..., None], bits).reshape(weight.shape), scale)
+    return Quantized(nearest_codes(grouped, scale[..., None], bits).reshape(weight.shape), scale, bits)
 
 
 class RoundToNearest:
@@ -29,8 +29,7 @@ class RoundToNearest:
     def __init__(self, config: RoundToNearestConfig) -> None:
         """Take the recipe's step."""
         self.config = config
-        self.bits: int = config.bits
 
     def solve(self, weight: Tensor, correlation: Tensor, dtype: torch.dtype) -> SolvedLinear:  # noqa: ARG002
         """Round one weight; its inputs play no part."""
-        return SolvedLinear(round_to_nearest(weight, self.bits, self.config.group_size, dtype))
+        return SolvedLinear(round_to_nearest(weight, self.config.bits, self.config.group_size, dtype))

@@ -1,8 +1,11 @@
 """A plan, for people."""
 
+import re
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 
-from api_schemas.plans import Plan
+from api_schemas.plans import Plan, QuantizedModule
 from modepress import output
 
 
@@ -27,6 +30,7 @@ def plan_table(plan: Plan) -> RenderableType:
             for number, one in enumerate(plan.steps, start=1)
             if len(plan.steps) > 1
         ),
+        *_quantized(plan.quantized),
         f"needs {output.size(plan.peak_memory_bytes)} of memory and {output.size(plan.disk_bytes)} of disk; "
         f"time: {time_needed}",
         *(f"in {one.runtime}: {one.status.replace('_', ' ')} ({one.reason})" for one in plan.runtimes),
@@ -35,6 +39,24 @@ def plan_table(plan: Plan) -> RenderableType:
         *(f"cannot run: {blocker.code}: {blocker.message}" for blocker in plan.blockers),
     ]
     return Group(output.table(("", ">now", ">then", ">change"), rows), "", *lines)
+
+
+def _quantized(modules: Sequence[QuantizedModule]) -> list[str]:
+    """The resolved list of a quantisation: linears that differ only in their numbers share a line."""
+    alike: dict[tuple[str, int | None, int, int, str | None], int] = {}
+    for one in modules:
+        pattern = re.sub(r"(?<=\.)\d+(?=\.)", "*", one.module)
+        key = (pattern, one.bits, one.bytes_before, one.bytes_after, one.kept_by)
+        alike[key] = alike.get(key, 0) + 1
+    return [
+        f"  {count} × {pattern}: "
+        + (
+            f"kept by {kept_by!r}, {output.size(after)}"
+            if bits is None
+            else f"{bits} bits, {output.size(before)} become {output.size(after)}"
+        )
+        for (pattern, bits, before, after, kept_by), count in alike.items()
+    ]
 
 
 def _narrowing(plan: Plan) -> list[str]:

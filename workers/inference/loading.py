@@ -4,6 +4,7 @@ import inspect
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import compression.runtime  # noqa: F401  (registers the layouts of compressed m
 from api_schemas.errors import InvalidCheckpoint, Unavailable
 from compression.core.grid import PACKED, WORD_BITS
 from compression.core.pack_quantized import packed_bits
+from compression.core.packed_forms import packed_linears
+from compression.core.quantized_config import is_bitsandbytes
 from preflight.checkpoint import Checkpoint, open_checkpoint
 from preflight.vision import loads_with_vision
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
@@ -35,6 +38,7 @@ class LoadPlan:
         precision: the number format it will have.
         bytes: what its tensors will occupy.
         packed: whether weights are stored as codes, which are unpacked while it is loaded.
+        codes: whether weights are codes of bitsandbytes, and stay codes in memory.
         sees: whether it is loaded with its vision tower.
     """
 
@@ -42,6 +46,7 @@ class LoadPlan:
     precision: Precision
     bytes: int
     packed: bool = False
+    codes: bool = False
     sees: bool = False
 
 
@@ -94,16 +99,18 @@ def plan_load(source: ModelSource) -> LoadPlan:
     precision = choose_precision(
         stored_dtype(_parameters_by_dtype(checkpoint)), "cuda" if torch.cuda.is_available() else "cpu", cpu_flags()
     )
-    bits = packed_bits(checkpoint.config.get("quantization_config"))
+    settings = checkpoint.config.get("quantization_config")
+    bits, scales = packed_bits(settings), _scales(checkpoint)
     size = sum(
         entry.parameters * WORD_BITS // bits * precision.dtype.itemsize
         if bits is not None and name.endswith(PACKED)
         else entry.parameters * precision.dtype.itemsize
-        if entry.dtype in STORED
+        if entry.dtype in STORED and name not in scales
         else entry.bytes
         for name, entry in checkpoint.tensors.items()
     )
-    return LoadPlan(source, precision, size, packed=bits is not None, sees=loads_with_vision(checkpoint.config))
+    sees = loads_with_vision(checkpoint.config)
+    return LoadPlan(source, precision, size, packed=bits is not None, codes=is_bitsandbytes(settings), sees=sees)
 
 
 def load(plan: LoadPlan) -> LoadedModel:
@@ -140,12 +147,24 @@ def load(plan: LoadPlan) -> LoadedModel:
 
 
 def measured_bytes(model: torch.nn.Module) -> int:
-    """Return the bytes of all parameters and buffers; storage that several of them share counts once."""
+    """Return the bytes of all parameters and buffers; storage that several of them share counts once.
+
+    The scales of bitsandbytes' linears are neither, and count too.
+    """
     storages = {}
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in (*model.parameters(), *model.buffers(), *_hidden_scales(model)):
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def _hidden_scales(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Tensors that bitsandbytes keeps as attributes beside a linear's codes."""
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        state, fours = getattr(module, "state", None), getattr(weight, "quant_state", None)
+        found = [getattr(weight, "SCB", None), getattr(state, "SCB", None), getattr(fours, "absmax", None)]
+        yield from (tensor for tensor in found if isinstance(tensor, torch.Tensor))
 
 
 def _load_weights(plan: LoadPlan) -> Any:
@@ -160,8 +179,11 @@ def _load_weights(plan: LoadPlan) -> Any:
             output_loading_info=True,
         )
         if plan.packed:
-            _unpack_(model)
+            _first_pass(model)
             model = torch.nn.Module.to(model, plan.precision.dtype)  # stock `.to` refuses packed models, even then
+        if plan.codes:
+            logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)  # it says on each call that it rounds
+            _first_pass(model)  # what the kernels refuse, they refuse now
         model = model.to(plan.precision.device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         message = f"no memory left to load '{plan.source.id}' ({plan.bytes} bytes); unload others or use a smaller one"
@@ -179,8 +201,9 @@ def _load_weights(plan: LoadPlan) -> Any:
 
 
 @torch.inference_mode()
-def _unpack_(model: Any) -> None:
-    """Turn codes into weights of the stored format, which compressed-tensors does in a first forward pass."""
+def _first_pass(model: Any) -> None:
+    """Run one token: compressed-tensors turns codes into weights, bitsandbytes into the order its kernels want."""
+    model.eval()
     model(torch.zeros(1, 1, dtype=torch.long), use_cache=False)
 
 
@@ -193,10 +216,22 @@ def _load_tokenizer(source: ModelSource) -> Any:
 
 
 def _parameters_by_dtype(checkpoint: Checkpoint) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for entry in checkpoint.tensors.values():
-        counts[entry.dtype] += entry.parameters
+    counts, scales = Counter[str](), _scales(checkpoint)
+    for name, entry in checkpoint.tensors.items():
+        if name not in scales:
+            counts[entry.dtype] += entry.parameters
     return counts
+
+
+def _scales(checkpoint: Checkpoint) -> frozenset[str]:
+    """Tensors beside bitsandbytes' codes, which are in float32 whatever the model's format is."""
+    return frozenset(
+        f"{linear}.{kind}"
+        for linear, form in packed_linears(checkpoint.tensors).items()
+        if form.marker != PACKED
+        for kind in form.kinds
+        if kind != "weight"
+    )
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -8,16 +8,13 @@ from hypothesis import strategies as st
 
 from compression.core.grid import (
     Quantized,
-    count_bytes,
-    count_parameters,
     dequantize,
     grid_scale,
     nearest_codes,
     pack,
-    packed_tensors,
     unpack,
-    unpacked,
 )
+from compression.core.packed_forms import count_bytes, count_parameters, unpacked
 
 
 @given(st.sampled_from([4, 8]), st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**31))
@@ -64,9 +61,9 @@ def test_scales_belong_to_their_rows_and_groups() -> None:
 
 def test_packed_tensors_stand_for_the_weight_and_count_as_it() -> None:
     codes = torch.randint(-8, 8, (3, 40), dtype=torch.int8)
-    quantized = Quantized(codes, torch.rand(3, 1, dtype=torch.bfloat16))
-    state = {**packed_tensors("mlp.up_proj", quantized, 4), "norm.weight": torch.ones(40, dtype=torch.bfloat16)}
-    plain = unpacked(state, 4)
+    quantized = Quantized(codes, torch.rand(3, 1, dtype=torch.bfloat16), 4)
+    state = {**quantized.tensors("mlp.up_proj"), "norm.weight": torch.ones(40, dtype=torch.bfloat16)}
+    plain = unpacked(state)
     assert plain.keys() == {"mlp.up_proj.weight", "norm.weight"}
     assert torch.equal(plain["mlp.up_proj.weight"], quantized.dequantized())
     assert count_parameters(state) == count_parameters(plain) == 3 * 40 + 40

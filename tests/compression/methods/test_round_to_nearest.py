@@ -7,6 +7,13 @@ from compression.core.grid import limits
 from compression.methods.round_to_nearest import RoundToNearest, round_to_nearest
 
 
+def per_tensor(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """`[out, in]` rounded with one scale for the whole of it: the crudest baseline."""
+    low, high = limits(bits)
+    scale = weight.abs().max() / (high + 0.5)
+    return (weight / scale).round().clamp(low, high) * scale
+
+
 def test_no_other_code_is_nearer() -> None:
     weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     got = round_to_nearest(weight, 4, 32, torch.bfloat16)
