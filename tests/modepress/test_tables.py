@@ -43,5 +43,5 @@ def test_a_plan_names_the_parts_of_a_model_that_has_several(tmp_path: Path) -> N
 def test_a_plan_lists_what_is_quantised_by_path_bits_and_bytes(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path, "llama", hidden=64, intermediate=256)
     said = shown(folder, {"method": "int8", "skip_modules": ["o_proj"]})
-    assert "2 × model.layers.*.mlp.down_proj: 8 bits, 65.54 kB become 16.64 kB" in said
+    assert "2 × model.layers.*.mlp.down_proj: 8 bits, 65.5 kB become 16.6 kB" in said
     assert "2 × model.layers.*.self_attn.o_proj: kept by 'o_proj', " in said
