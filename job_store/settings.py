@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     reaper_seconds: float = Field(15.0, gt=0, description="how often expired leases are looked for")
     cancel_grace_seconds: float = Field(5.0, gt=0, description="from SIGTERM to SIGKILL")
     max_attempts: int = Field(3, ge=1, description="a job that loses its worker this often fails")
+    self_check: Literal["required", "skip"] = Field(
+        "required", description="whether a worker checks disk, memory, numbers and devices before it takes work"
+    )
     heartbeat_seconds: float = Field(10.0, gt=0, description="how often a worker writes what its job is doing")
     heartbeat_event_seconds: float = Field(
         300.0, gt=0, description="how often one of these heartbeats becomes an event of the job"

@@ -176,3 +176,20 @@ class TokenRow(Base):
     owned_by: Mapped[str] = mapped_column(String(64), primary_key=True)
     day: Mapped[int] = mapped_column(Integer, primary_key=True)
     tokens: Mapped[int] = mapped_column(BigInteger)
+
+
+class WorkerRow(Base):
+    """A worker that was started, and what it found of itself then."""
+
+    __tablename__ = "workers"
+    __table_args__ = (Index("workers_by_class", "worker_class", "started_at"),)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(256))
+    worker_class: Mapped[str] = mapped_column(String(256))
+    started_at: Mapped[float] = mapped_column(Float)
+    seen_at: Mapped[float] = mapped_column(Float)
+    stopped_at: Mapped[float | None] = mapped_column(Float)
+    standing: Mapped[str] = mapped_column(String(16))
+    slow_blocks: Mapped[int] = mapped_column(Integer)
+    checks: Mapped[dict[str, Any]]
+    seconds: Mapped[float] = mapped_column(Float)

@@ -19,6 +19,7 @@ from modepress.commands import (
     quota_commands,
     server_commands,
     trace_command,
+    worker_command,
 )
 from modepress.commands.recipe_options import in_words
 from modepress.exit_codes import ExitCode, of_error, of_status
@@ -54,6 +55,7 @@ for command in (
     job_commands.cancel,
     job_commands.report,
     trace_command.trace,
+    worker_command.workers,
     chat_command.chat,
 ):
     app.command()(command)

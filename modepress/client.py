@@ -28,12 +28,12 @@ from api_schemas.models import Deleted, Model, ModelFile, ModelFileObject, Model
 from api_schemas.plans import Plan, PlanRequest
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport
-from api_schemas.traces import ChromeTrace
 from modepress import chatting, downloads, event_stream, model_folder, uploads
 from modepress.api_error import ModepressApiError, Unreachable
 from modepress.chatting import ChatAnswer, ChatPiece, Files, Messages
 from modepress.connection import Connection
 from modepress.downloads import PulledFile
+from modepress.observing import Observing
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 PAGE = 100
@@ -44,7 +44,7 @@ RecipeLike = Recipe | Mapping[str, Any]
 OnProgress = Callable[[str, int], None]
 
 
-class Client:
+class Client(Observing):
     """A Modepress server's verbs.
 
     Args:
@@ -213,10 +213,6 @@ class Client:
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop."""
         return self._connection.call("POST", f"/v1/compression/jobs/{job_id}/cancel", Job)
-
-    def trace(self, job_id: str) -> ChromeTrace:
-        """Return a job's time line, for Perfetto or chrome://tracing."""
-        return self._connection.call("GET", f"/v1/compression/jobs/{job_id}/trace", ChromeTrace)
 
     def report(self, job_id: str) -> CompressionReport:
         """Return the before/after report of a finished job."""

@@ -17,10 +17,19 @@ from service.deps import Stores, make_stores
 from service.limits import BodyLimit
 from service.openapi import ERRORS
 from service.permissions import Permissions
-from service.routes import files, health, inference, jobs, metrics, models, plans, quotas, uploads
+from service.routes import files, health, inference, jobs, metrics, models, plans, quotas, uploads, workers
 from service.traffic import TrafficLimit
 
-ROUTERS = (uploads.router, files.router, models.router, plans.router, jobs.router, inference.router, quotas.router)
+ROUTERS = (
+    uploads.router,
+    files.router,
+    models.router,
+    plans.router,
+    jobs.router,
+    workers.router,
+    inference.router,
+    quotas.router,
+)
 OPEN_ROUTERS = (health.router, metrics.router)
 
 

@@ -52,6 +52,7 @@ PERMITTED: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", f"{JOB}/report"): READ,
     ("GET", f"{JOB}/trace"): READ,
     ("GET", "/v1/quota"): NAMES,
+    ("GET", "/v1/workers"): READ,
     ("POST", "/v1/chat/completions"): INFER,
     ("POST", "/v1/completions"): INFER,
 }

@@ -72,6 +72,7 @@ ROWS = {
     ("POST", "/v1/compression/jobs/{job_id}/cancel"): Row(WRITE, OK, GONE_JOB),
     ("GET", "/v1/compression/jobs/{job_id}/events"): Row(LOOK, OK, GONE_JOB),
     ("GET", "/v1/compression/jobs/{job_id}/report"): Row(LOOK, (404, "report_not_ready"), GONE_JOB),
+    ("GET", "/v1/workers"): Row(LOOK, OK, OK),
     ("GET", "/v1/compression/jobs/{job_id}/trace"): Row(LOOK, (404, "trace_not_ready"), GONE_JOB),
     ("GET", "/v1/quota"): Row(NAMES, OK, OK),
     ("POST", "/v1/chat/completions"): Row(TALK, NO_INFERENCE, GONE_MODEL, TURN),
