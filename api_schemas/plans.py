@@ -19,7 +19,7 @@ class BlockShape(Frozen):
 class ModelPart(Frozen):
     """One part of a model that has several; only the language part is ever changed."""
 
-    name: Literal["language", "vision", "projector", "other"]
+    name: Literal["language", "vision", "table_encoder", "projector", "other"]
     parameters: int
     bytes: int
 

@@ -77,7 +77,7 @@ def prepare(
     _refuse_full_disk(target.parent, plan)
     family = resolve(checkpoint.config)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    write = writer(source, tokenizer, recipe.seed, composite=checkpoint.placed is not None)
+    write = writer(source, tokenizer, recipe.seed, composite=_sees(checkpoint))
 
     def windows(text: Any, wanted: int, role: Any) -> Windows:
         return load_windows(
@@ -169,6 +169,11 @@ def _share(group: Group, recipe: Recipe, tokens: torch.Tensor) -> Share:
             "recipe.calibration.num_samples",
         )
     return share_of_windows(group, tokens)
+
+
+def _sees(checkpoint: Checkpoint) -> bool:
+    """Whether it is loaded as a model that sees: those that read tables are causal models."""
+    return checkpoint.placed is not None and checkpoint.placed.composite.reads == "image"
 
 
 def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:

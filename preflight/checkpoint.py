@@ -27,7 +27,7 @@ from preflight.remote_code import refuse_remote_code
 from preflight.safetensors_header import TensorEntry
 from preflight.shards import SUFFIX, read_tensors
 from preflight.strict_json import read_object, shown_list
-from preflight.tables import has_rule, has_table_encoder
+from preflight.tables import has_rule
 from preflight.tensor_check import (
     architecture_of,
     check_parts,
@@ -177,9 +177,9 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
 
 
 def _modality(placed: Placed | None, config: Mapping[str, Any]) -> Literal["text", "image-text", "table-text"]:
-    if placed or has_vision(config):
-        return "image-text"
-    return "table-text" if has_table_encoder(config) else "text"
+    if placed is not None:
+        return "image-text" if placed.composite.reads == "image" else "table-text"
+    return "image-text" if has_vision(config) else "text"
 
 
 def _setting(family: Family | None, config: Mapping[str, Any], name: str) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 Spelling = tuple[tuple[str, str], ...]  # prefixes on disk with those of the text model; the blocks' comes first
 REDUCED = "modepress_"  # before the `model_type` of a layout `full` that has a class of its own for the whole
@@ -34,6 +34,7 @@ class Composite:
         shares_mlp_width: whether the projector takes a width of its own from the decoder's `intermediate_size`.
         ours: whether the class of the whole is in `compression.runtime`: transformers has none.
         uncompressed: why its decoder cannot be compressed; empty where it can.
+        reads: what the tower is for; its part is called vision or table_encoder accordingly.
     """
 
     model_type: str
@@ -51,17 +52,23 @@ class Composite:
     shares_mlp_width: bool = False
     ours: bool = False
     uncompressed: str = ""
+    reads: Literal["image", "table"] = "image"
 
     @property
     def decoder_in_memory(self) -> str:
         """The module of the whole class that holds the decoder's blocks."""
         return self.spellings[-1][0][0].removesuffix(".")
 
+    @property
+    def tower(self) -> str:
+        """What the part is called that reads what is no text."""
+        return "vision" if self.reads == "image" else "table_encoder"
+
     def part_of(self, name: str) -> str:
         """The part that a tensor outside the decoder belongs to."""
         if any(word in name for word in self.projector):
             return "projector"
-        return "vision" if any(word in name for word in self.vision) else "other"
+        return self.tower if any(word in name for word in self.vision) else "other"
 
 
 def _llava(model_type: str, architecture: str, *, tied_by_text: bool = False) -> Composite:
@@ -109,6 +116,18 @@ _ROWS = (
         _image_chat("artgpt4", "ArtGpt4ForConditionalGeneration", "artgpt4_llama"),
         uncompressed="between attention and MLP its blocks have a bottleneck on the stream itself, which no half of a "
         "block may be run without or twice",
+    ),
+    Composite(
+        "tablegpt2",
+        "TableGPT2ForCausalLM",
+        vision=("table_encoder.",),
+        projector=("projector.",),
+        decoder="qwen2",
+        decoders=("qwen2",),
+        spellings=(OLD,),
+        blind="tables stand among the words, and no images",
+        ours=True,
+        reads="table",
     ),
     _llava("llava", "LlavaForConditionalGeneration", tied_by_text=True),
     _llava("llava_next", "LlavaNextForConditionalGeneration"),

@@ -37,8 +37,8 @@ def part_recipe_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker
         found.append(Blocker(code="projector_shares_width", message=message, param="recipe.steps.0.layout"))
     for index, export in enumerate(recipe.exports):
         message = (
-            f"export {export.format}: a file of the decoder alone would lose the vision tower of this {whole}; leave "
-            "the export out"
+            f"export {export.format}: a file of the decoder alone would lose the other parts of this {whole}; "
+            "leave the export out"
         )
         found.append(Blocker(code="export_of_part", message=message, param=f"recipe.exports.{index}"))
     return found
@@ -73,8 +73,8 @@ def part_warnings(placed: Placed | None, recipe: Recipe) -> list[str]:
     if recipe.calibration.image_field is not None:
         return ["judged_on_text: calibrated on images and text, but judged on text only"]
     return [
-        "text_only_calibration: calibrated and judged on text only; what the decoder loses on image tokens is not "
-        "measured"
+        f"text_only_calibration: calibrated and judged on text only; what the decoder loses on "
+        f"{placed.composite.reads} tokens is not measured"
     ]
 
 

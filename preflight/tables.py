@@ -5,9 +5,9 @@
 `text`: the first rows as text, for any decoder. `cells` and `markup`: places in the prompt that a table encoder fills.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -36,11 +36,6 @@ class TableRule(Frozen):
 def has_rule(files: Sequence[str]) -> bool:
     """Whether a folder with these files says how tables are shown."""
     return RULE_FILE in files
-
-
-def has_table_encoder(config: Mapping[str, Any]) -> bool:
-    """Whether a model has a part that reads tables."""
-    return isinstance(config.get("table_encoder"), Mapping)
 
 
 def read_rule(folder: Path) -> TableRule | None:

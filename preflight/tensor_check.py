@@ -95,7 +95,7 @@ def check_parts(placed: Placed) -> None:
         InvalidCheckpoint: `missing_tensor`: nothing of a part is stored.
     """
     parts = placed.others_by_part()
-    for part, words in (("vision", placed.composite.vision), ("projector", placed.composite.projector)):
+    for part, words in ((placed.composite.tower, placed.composite.vision), ("projector", placed.composite.projector)):
         if part not in parts:
             raise InvalidCheckpoint(
                 "missing_tensor",
