@@ -1,6 +1,6 @@
 """What an importer is told: which published files, and what no file says."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,11 +9,23 @@ from api_schemas.base import Frozen
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Template = Literal["human", "human_bare", "inst", "instruct", "caption"]
 Place = Annotated[str, Field(min_length=1, max_length=4096)]
-PATH_FIELDS = ("language", "vision", "q_former", "delta")
 
 
-class ImageChatImport(Frozen):
+class Originals(Frozen):
+    """Published files of one family, by the roles that they play."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+
+    def places(self) -> dict[str, str]:
+        """The paths that are given, by role."""
+        given = {role: getattr(self, role) for role in self.roles}
+        return {role: str(path) for role, path in given.items() if path is not None}
+
+
+class ImageChatImport(Originals):
     """What the families around EVA ViT-g and a Q-Former have in common."""
+
+    roles: ClassVar[tuple[str, ...]] = ("language", "vision", "q_former", "delta")
 
     language: Annotated[Place, Field(description="folder of the language model: weights, config.json, tokenizer")]
     vision: Annotated[Place, Field(description="eva_vit_g.pth")]
@@ -65,4 +77,14 @@ class ArtGpt4Import(LlamaChatImport):
     q_former: Annotated[Place, Field(description="blip2_pretrained_flant5xxl.pth")]
 
 
-ImportRequest = Annotated[TinyGptvImport | MiniGpt4Import | ArtGpt4Import, Field(discriminator="family")]
+class TableGpt2Import(Originals):
+    """TableGPT2: one folder, with or without its encoder."""
+
+    roles: ClassVar[tuple[str, ...]] = ("folder",)
+    family: Literal["tablegpt2"]
+    folder: Annotated[Place, Field(description="as published")]
+
+
+ImportRequest = Annotated[
+    TinyGptvImport | MiniGpt4Import | ArtGpt4Import | TableGpt2Import, Field(discriminator="family")
+]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from api_schemas.base import Frozen
+from api_schemas.imports import ImportRequest
 from api_schemas.plans import Blocker, ModelPart
 
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -46,19 +47,24 @@ class ModelFile(Frozen):
 
 
 class ModelRequest(Frozen):
-    """Body of `POST /v1/models`: exactly one of `files`, `path` and `hub_id`."""
+    """Body of `POST /v1/models`: exactly one of `files`, `path`, `hub_id` and `originals`."""
 
     name: ModelName
     files: Annotated[tuple[ModelFile, ...] | None, Field(min_length=1, max_length=4096)] = None
     path: Annotated[str | None, Field(max_length=4096, description="a folder under an allowed root")] = None
     hub_id: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?$")] = None
     revision: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9._/-]{1,128}$", description="for hub_id")] = None
+    originals: Annotated[
+        ImportRequest | None,
+        Field(description="published files of a family with an importer, as paths under an allowed root"),
+    ] = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        given = [name for name in ("files", "path", "hub_id") if getattr(self, name) is not None]
+        ways = ("files", "path", "hub_id", "originals")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of files, path and hub_id, not {given or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(ways[:-1])} and {ways[-1]}, not {given or 'none'}")
         if self.revision is not None and self.hub_id is None:
             raise ValueError("revision belongs to hub_id")
         return self
@@ -71,8 +77,10 @@ class Model(Frozen):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "modepress"
-    status: Literal["downloading", "ready", "failed"]
-    origin: Literal["upload", "path", "hub", "job"]
+    status: Annotated[
+        Literal["downloading", "ready", "failed"], Field(description="downloading: a worker fetches or imports it")
+    ]
+    origin: Literal["upload", "path", "hub", "job", "import"]
     parent: Annotated[str | None, Field(description="the model this artifact was made from")]
     job: str | None
     facts: CheckpointFacts | None

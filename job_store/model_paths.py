@@ -30,6 +30,24 @@ def resolve_text_under_roots(path: str, roots: Sequence[Path], param: str) -> Pa
     return file
 
 
+def resolve_original_under_roots(path: str, roots: Sequence[Path], param: str) -> Path:
+    """Return the file or folder of published weights a user pointed at; links in it must not leave the roots.
+
+    Raises:
+        NotPermitted: `path_not_allowed`.
+        InvalidRequest: `unsafe_path` or `path_not_found`.
+    """
+    found = _resolve(path, roots, param)
+    if os.path.isfile(found):
+        return found
+    if not os.path.isdir(found):
+        raise InvalidRequest("path_not_found", f"{param} {path!r} is no file or folder on the server", param)
+    for entry in found.iterdir():
+        if entry.is_symlink():
+            _resolve(str(entry), roots, param)
+    return found
+
+
 def _resolve(path: str, roots: Sequence[Path], param: str) -> Path:
     if "\0" in path:
         raise InvalidRequest("unsafe_path", f"{param} {path!r} holds a NUL character; remove it", param)

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, and_, or_, select
 from sqlalchemy.orm import Session
 
 from api_schemas.errors import Conflict, InvalidRequest, NotFound
+from api_schemas.imports import ImportRequest
 from api_schemas.jobs import TERMINAL
 from api_schemas.listing import Page
 from api_schemas.models import CheckpointFacts, Model, ModelFile, ModelRequest
@@ -21,7 +22,7 @@ from job_store.database import reading, writing
 from job_store.files import FileStore
 from job_store.landing import disk_errors, exclusive
 from job_store.layout import Layout, remove_tree, sync_folder, sync_tree
-from job_store.model_paths import resolve_under_roots
+from job_store.model_paths import resolve_original_under_roots, resolve_under_roots
 from job_store.owners import SERVER, Viewer
 from job_store.quotas import admit_bytes
 from job_store.sending import require_broker, send
@@ -65,7 +66,7 @@ class ModelStore:
             InvalidRequest: `unsafe_path`, `duplicate_path`, `path_not_found`, `hub_offline`.
             NotPermitted: `path_not_allowed`, `byte_quota_exceeded`.
             NotFound: a file id that does not exist.
-            Unavailable: a hub id, and no broker is configured through which a worker could be asked.
+            Unavailable: a hub id or originals, and no broker is configured through which a worker could be asked.
         """
         self._refuse_taken(request.name)
         if request.files is not None:
@@ -74,6 +75,8 @@ class ModelStore:
             folder = resolve_under_roots(request.path, self._settings.roots)
             with self._locked(request.name):
                 return self._insert(request, "path", folder, describe(open_checkpoint(folder)))
+        if request.originals is not None:
+            return self._from_originals(request, request.originals)
         return self._from_hub(request)
 
     def get(self, model_id: str) -> Model:
@@ -164,6 +167,19 @@ class ModelStore:
         send(model.id, "fetch_model", self._settings)
         return model
 
+    def _from_originals(self, request: ModelRequest, originals: ImportRequest) -> Model:
+        roots = self._settings.roots
+        places = {
+            role: str(resolve_original_under_roots(path, roots, f"originals.{role}"))
+            for role, path in originals.places().items()
+        }
+        require_broker(self._settings)
+        resolved = request.model_copy(update={"originals": originals.model_copy(update=places)})
+        with self._locked(request.name):
+            model = self._insert(resolved, "import", self._layout.model(request.name), None)
+        send(model.id, "fetch_model", self._settings)
+        return model
+
     def _insert(self, request: ModelRequest, origin: str, folder: Path, facts: CheckpointFacts | None) -> Model:
         row = ModelRow(
             id=request.name,
@@ -181,8 +197,8 @@ class ModelStore:
         with writing(self._engine) as session:
             if session.get(ModelRow, request.name) is not None:
                 raise _taken(request.name)
-            if origin == "hub":  # nobody knows yet how large it is: it must not be full already
-                admit_bytes(session, self._viewer, 1, "hub_id")
+            if facts is None:  # nobody knows yet how large it is: it must not be full already
+                admit_bytes(session, self._viewer, 1, "hub_id" if origin == "hub" else "originals")
             session.add(row)
         return _to_model(row)
 

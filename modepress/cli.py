@@ -12,6 +12,7 @@ from modepress import output
 from modepress.api_error import ModepressApiError
 from modepress.commands import (
     chat_command,
+    import_command,
     job_commands,
     key_commands,
     model_commands,
@@ -59,6 +60,7 @@ for command in (
     chat_command.chat,
 ):
     app.command()(command)
+app.command("import")(import_command.import_model)
 app.add_typer(key_commands.keys, name="keys")
 app.add_typer(quota_commands.quotas, name="quotas")
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from api_schemas.base import Frozen
 from api_schemas.errors import ErrorBody
+from api_schemas.imports import ImportRequest
 from api_schemas.recipe import Recipe
 
 ARTIFACT = "artifact"
@@ -52,8 +53,14 @@ class FetchDescription(Frozen):
     hub_offline: bool
 
 
+class ImportDescription(Frozen):
+    """What an import process is told."""
+
+    originals: ImportRequest
+
+
 class FetchResult(Frozen):
-    """How a download ended: facts of a sound checkpoint, or an error."""
+    """How a download or an import ended: facts of a sound checkpoint, or an error."""
 
     facts: dict[str, Any] | None
     error: ErrorBody | None

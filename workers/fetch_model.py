@@ -16,15 +16,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from api_schemas.errors import InvalidRequest, ModepressError, NotFound, NotPermitted, Unavailable
-from job_store.layout import remove_tree, sync_tree, write_whole
-from preflight.checkpoint import describe, open_checkpoint
-from workers.description import EXIT_DISK_FULL, EXIT_FAILED, EXIT_OK, RESULT, FetchDescription, FetchResult
+from api_schemas.errors import InvalidRequest, NotFound, NotPermitted, Unavailable
+from job_store.layout import remove_tree
+from workers.arrival import REQUEST, bring
+from workers.description import FetchDescription
 from workers.lifeline import die_with_supervisor
-from workers.outcome import is_disk_full
 
-REQUEST = "request.json"
-MODEL = "model"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md")
 
 
@@ -32,19 +29,7 @@ def main(folder: Path) -> int:
     """Download, check and say how it went; returns the exit status."""
     die_with_supervisor()
     request = FetchDescription.model_validate_json((folder / REQUEST).read_bytes())
-    try:
-        download(request, folder / MODEL)
-        facts = describe(open_checkpoint(folder / MODEL))
-        sync_tree(folder / MODEL)
-        result = FetchResult(facts=facts.model_dump(mode="json"), error=None)
-    except ModepressError as error:
-        result = FetchResult(facts=None, error=error.body())
-    except Exception as error:
-        if is_disk_full(error):
-            return EXIT_DISK_FULL
-        raise
-    write_whole(folder / RESULT, result.model_dump_json().encode())
-    return EXIT_OK if result.error is None else EXIT_FAILED
+    return bring(folder, lambda target: download(request, target))
 
 
 def download(request: FetchDescription, target: Path) -> None:

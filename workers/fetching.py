@@ -1,4 +1,4 @@
-"""One delivery of a hub model's id: download it in a child process and register what arrived. Never imports torch."""
+"""One delivery of a model's id: download or import it in a child process, register what came. Never imports torch."""
 
 import fcntl
 import logging
@@ -17,37 +17,44 @@ from job_store.database import reading, writing
 from job_store.layout import remove_tree, sync_folder, write_whole
 from job_store.tables import ModelRow
 from workers.child import ChildProcess
-from workers.description import EXIT_DISK_FULL, RESULT, FetchDescription, FetchResult
+from workers.description import EXIT_DISK_FULL, RESULT, FetchDescription, FetchResult, ImportDescription
 from workers.outcome import disk_full
 from workers.workplace import Workplace
 
 logger = logging.getLogger(__name__)
 
 FETCH_PROCESS = (sys.executable, "-m", "workers.fetch_model")
+IMPORT_PROCESS = (sys.executable, "-m", "workers.import_model")
 LOOK_SECONDS = 0.5
 
 
 class Fetcher:
-    """Downloads models for one worker.
+    """Downloads and imports models for one worker.
 
     Args:
         place: the worker's side of the shared state.
         command: starts a download process; its folder is added as the last argument.
+        importing: starts an import process, likewise.
         stopping: whether the worker has been told to stop.
     """
 
     def __init__(
-        self, place: Workplace, *, command: Sequence[str] = FETCH_PROCESS, stopping: Callable[[], bool] = lambda: False
+        self,
+        place: Workplace,
+        *,
+        command: Sequence[str] = FETCH_PROCESS,
+        importing: Sequence[str] = IMPORT_PROCESS,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._place = place
-        self._command = command
+        self._command, self._importing = command, importing
         self._stopping = stopping
 
     def run(self, model_id: str) -> None:
         """Download a model whose row says `downloading`. Safe to call twice: one machine fetches a model once."""
         with self._alone(model_id) as alone:
             request = self._wanted(model_id) if alone else None
-            if request is None or request.hub_id is None:
+            if request is None or (request.hub_id is None and request.originals is None):
                 logger.info("model %s is not to be fetched: done, gone or under way", model_id)
                 return
             folder = self._place.layout.scratch(f"fetch-{model_id}")
@@ -60,11 +67,15 @@ class Fetcher:
 
     def _fetch(self, request: ModelRequest, folder: Path) -> FetchResult | None:
         folder.mkdir()
-        wanted = FetchDescription(
-            hub_id=request.hub_id or "", revision=request.revision, hub_offline=self._place.settings.hub_offline
-        )
+        wanted: FetchDescription | ImportDescription
+        if request.originals is not None:
+            wanted, command = ImportDescription(originals=request.originals), self._importing
+        else:
+            offline = self._place.settings.hub_offline
+            wanted = FetchDescription(hub_id=request.hub_id or "", revision=request.revision, hub_offline=offline)
+            command = self._command
         write_whole(folder / "request.json", wanted.model_dump_json().encode())
-        child = ChildProcess([*self._command, str(folder)], folder / "log.txt", {})
+        child = ChildProcess([*command, str(folder)], folder / "log.txt", {})
         try:
             while not child.finished():
                 child.lines(LOOK_SECONDS)
@@ -73,7 +84,7 @@ class Fetcher:
                     return None  # the row stays `downloading`, and the reaper sends it to the next worker
         finally:
             returncode = child.close()
-        return _read_result(returncode, folder)
+        return _read_result(returncode, folder, "originals" if request.originals is not None else "hub_id")
 
     def _register(self, model_id: str, folder: Path, result: FetchResult) -> None:
         target = self._place.layout.model(model_id)
@@ -107,14 +118,13 @@ class Fetcher:
                 yield True
 
 
-def _read_result(returncode: int, folder: Path) -> FetchResult:
+def _read_result(returncode: int, folder: Path, param: str) -> FetchResult:
     if returncode == EXIT_DISK_FULL:
         return FetchResult(facts=None, error=disk_full().error)
     try:
         return FetchResult.model_validate_json((folder / RESULT).read_bytes())
     except (FileNotFoundError, ValidationError):
-        message = f"the download process ended with status {returncode}; see the worker's log, then register it again"
+        kind, code = ("download", "download_failed") if param == "hub_id" else ("import", "import_failed")
+        message = f"the {kind} process ended with status {returncode}; see the worker's log, then register it again"
         logger.error("%s: %s", message, (folder / "log.txt").read_text(errors="replace")[-2000:])
-        return FetchResult(
-            facts=None, error=ErrorBody(message=message, type="server_error", param="hub_id", code="download_failed")
-        )
+        return FetchResult(facts=None, error=ErrorBody(message=message, type="server_error", param=param, code=code))

@@ -37,8 +37,8 @@ def push(
         else:
             wanted = name or (hub or server_path or "").rstrip("/").rsplit("/", 1)[-1]
             request = ModelRequest(name=wanted, hub_id=hub, revision=revision, path=server_path)
-            model = _until_ready(client, client.register(request))
-    output.show(model, as_json=as_json, human=lambda: _describe(model))
+            model = until_ready(client, client.register(request))
+    output.show(model, as_json=as_json, human=lambda: describe_model(model))
     if model.status == "failed":
         raise typer.Exit(ExitCode.REFUSED)
 
@@ -55,7 +55,8 @@ def _push_folder(client: Client, folder: Path, name: str | None, *, quiet: bool)
         return client.push(folder, name=name, on_progress=lambda _, sent: progress.advance(task, sent))
 
 
-def _until_ready(client: Client, model: Model) -> Model:
+def until_ready(client: Client, model: Model) -> Model:
+    """Ask until a worker has brought the model, or failed to."""
     while model.status == "downloading":
         time.sleep(POLL_SECONDS)
         model = client.model(model.id)
@@ -85,7 +86,7 @@ def model(
     """Show one model."""
     with connect(url, api_key) as client:
         found = client.model(model_id)
-    output.show(found, as_json=as_json, human=lambda: _describe(found))
+    output.show(found, as_json=as_json, human=lambda: describe_model(found))
 
 
 def delete(
@@ -100,7 +101,8 @@ def delete(
     output.show(gone, as_json=as_json, human=lambda: f"deleted {gone.id}")
 
 
-def _describe(model: Model) -> str:
+def describe_model(model: Model) -> str:
+    """Say in lines what a model is and what is wrong with it."""
     lines = [
         f"{model.id}: {model.status}, from {model.origin}" + (f", made from {model.parent}" if model.parent else "")
     ]

@@ -12,12 +12,14 @@ from service.openapi import RANGED
 from service.sending import send_file
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-DOWNLOADING: dict[int | str, dict[str, Any]] = {202: {"model": Model, "description": "A worker downloads it"}}
+DOWNLOADING: dict[int | str, dict[str, Any]] = {
+    202: {"model": Model, "description": "A worker downloads or imports it"}
+}
 
 
 @router.post("", status_code=201, responses=DOWNLOADING)
 def register_model(body: ModelRequest, stores: StoresOf, response: Response) -> Model:
-    """Register a model from uploaded files, a folder on the server or a hub id; its weights are not loaded."""
+    """Register a model from uploaded files, a folder on the server, a hub id or published files to import."""
     model = stores.models.register(body)
     response.headers["location"] = f"/v1/models/{model.id}"
     if model.status == "downloading":
