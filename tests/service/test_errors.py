@@ -113,7 +113,7 @@ def job(**changes: object) -> dict[str, Any]:
         ("uploads", {"filename": "x", "purpose": "model", "bytes": 1, "sha256": "x"}, "invalid_value", "sha256", "'x'"),
         ("models", {"name": "../x", "path": "/x"}, "invalid_value", "name", "'../x'"),
         ("models", {"name": "x"}, "invalid_value", None, "exactly one of files, path, hub_id and originals"),
-        ("models", {"name": "x", "originals": {"family": "none"}}, "invalid_value", "originals", "'tinygptv'"),
+        ("models", {"name": "x", "originals": {"family": "none"}}, "invalid_value", "originals.family", "'tinygptv'"),
         ("models", {"name": "x", "hub_id": "../../etc"}, "invalid_value", "hub_id", "'../../etc'"),
         ("models", {"name": "x", "files": [{"file_id": "f"}]}, "missing_field", "files.0.path", "is missing"),
         ("chat/completions", {**CHAT, "messages": []}, "invalid_value", "messages", "at least 1"),
