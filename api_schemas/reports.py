@@ -210,6 +210,7 @@ class CompressionReport(Frozen):
     seconds: float
     stage_seconds: dict[str, float]
     ranks: Annotated[int, Field(description="processes that shared the calibration")] = 1
+    device: Annotated[str, Field(description="where the walks ran: cpu, or a GPU's number and model")] = "cpu"
     peak_rss_bytes: Annotated[int, Field(description="of the job process")]
     calibration: TextUse
     evaluation: TextUse

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, required=True, help="where the report is written")
     parser.add_argument("--blocks", type=Path, help="where finished blocks are kept; default is beside the target")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N, or auto: a GPU where there is one")
     parser.add_argument("--rank-timeout", type=float, default=1800.0, help="seconds one rank waits for another")
     asked = parser.parse_args(arguments)
     try:
@@ -58,15 +59,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(asked: argparse.Namespace, group: Group) -> int:
     import torch
 
+    from compression.core.placement import choose_device
+
     if asked.target.exists():
         raise ModepressError("target_exists", f"{asked.target} exists; name a folder that does not", "target")
+    device = choose_device(asked.device, int(os.environ.get("LOCAL_RANK", "0")))
     if asked.threads:
         torch.set_num_threads(asked.threads)
     asked.target.parent.mkdir(parents=True, exist_ok=True)
     recipe, source, target = _read_recipe(asked.recipe), asked.source.resolve(), asked.target.resolve()
     blocks = (asked.blocks or asked.target.with_name(f".{asked.target.name}.blocks")).resolve()
     if group.rank:
-        assist(recipe, source, target, model=source.name, blocks=blocks, group=group)
+        assist(recipe, source, target, model=source.name, blocks=blocks, group=group, device=device)
         return 0
     report = compress(
         recipe,
@@ -79,6 +83,7 @@ def _run(asked: argparse.Namespace, group: Group) -> int:
         roots=None,
         hub_offline=False,
         group=group,
+        device=device,
     )
     _write_report(asked.report, report.model_dump_json(indent=2))
     sys.stdout.write(

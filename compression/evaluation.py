@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from api_schemas.reports import BeforeAfter, Divergence
 from compression.core.blockwise import head_rows, run_block_
+from compression.core.placement import placed_on
 from compression.core.protocols import Streamed
 from compression.core.streamed_model import StreamedModel
 from compression.core.timeline import span
@@ -44,7 +45,7 @@ def mean_loss(model: Streamed, hidden: Tensor, windows: Tensor) -> float:
         hidden: after the last block.
         windows: the token ids, `[windows, tokens]`.
     """
-    targets, states = windows[:, 1:].reshape(-1), hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    targets, states = windows[:, 1:].reshape(-1).to(model.device), hidden[:, :-1].reshape(-1, hidden.shape[-1])
     total = torch.zeros((), dtype=torch.float64)
     with model.head() as head:
         for start in range(0, len(targets), head_rows()):
@@ -69,9 +70,26 @@ def compare(
     Returns:
         Perplexities, mean and 99th-percentile KL divergence, and the share of positions with the same best token.
     """
+    with placed_on(original.device):
+        losses, divergence, agreed, count = _judged(original, compressed, windows, done)
+    perplexities = (losses / count).exp()
+    return Quality(
+        perplexity=BeforeAfter(before=float(perplexities[0]), after=float(perplexities[1])),
+        divergence=Divergence(
+            mean_kl=float(divergence.mean()),
+            kl_99th_percentile=float(torch.quantile(divergence, 0.99)),
+            top1_agreement=agreed / count,
+        ),
+    )
+
+
+def _judged(
+    original: StreamedModel, compressed: StreamedModel, windows: Tensor, done: Callable[[str, int], None]
+) -> tuple[Tensor, Tensor, int, int]:
+    """Summed losses of both `[2]`, divergence at each position, at how many both name the same token, of how many."""
     before = final_states(original, windows, lambda index: done("before", index))
     after = final_states(compressed, windows, lambda index: done("after", index))
-    targets = windows[:, 1:].reshape(-1)
+    targets = windows[:, 1:].reshape(-1).to(original.device)
     before, after = (hidden[:, :-1].reshape(-1, hidden.shape[-1]) for hidden in (before, after))
     losses = torch.zeros(2, dtype=torch.float64)
     divergences, agreed = [], 0
@@ -85,16 +103,7 @@ def compare(
             losses -= torch.stack([log.gather(1, wanted).sum(dtype=torch.float64) for log in (p, q)])
             divergences.append((p.exp() * (p - q)).sum(dim=1, dtype=torch.float64))
             agreed += int((p.argmax(dim=1) == q.argmax(dim=1)).sum())
-    perplexities = (losses / len(targets)).exp()
-    divergence = torch.cat(divergences).clamp_min(0)
-    return Quality(
-        perplexity=BeforeAfter(before=float(perplexities[0]), after=float(perplexities[1])),
-        divergence=Divergence(
-            mean_kl=float(divergence.mean()),
-            kl_99th_percentile=float(torch.quantile(divergence, 0.99)),
-            top1_agreement=agreed / len(targets),
-        ),
-    )
+    return losses, torch.cat(divergences).clamp_min(0), agreed, len(targets)
 
 
 def _log_probabilities(head: nn.Module, hidden: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from api_schemas.reports import (
     StepReport,
 )
 from compression.core.memory import peak_rss_bytes
+from compression.core.placement import named
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality
 from compression.prepare import Prepared, versions
@@ -77,6 +78,7 @@ def build_report(
         seconds=seconds,
         stage_seconds=stages.seconds,
         ranks=ready.share.group.size,
+        device=named(ready.model.device),
         peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,

@@ -14,10 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from api_schemas.recipe import Recipe
 from api_schemas.reports import CompressionReport, MeasuredPair, ReloadProof
 from compression.core.block_store import FolderBlockStore, sync_folder
 from compression.core.parallel import Group
+from compression.core.placement import CPU, placed_on
 from compression.core.protocols import NullSink, ProgressSink
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality, compare
@@ -44,6 +47,7 @@ def compress(
     roots: Sequence[Path] | None,
     hub_offline: bool,
     group: Group | None = None,
+    device: torch.device = CPU,
 ) -> CompressionReport:
     """Compress a model folder; the artifact appears at `target` whole and proven, or not at all.
 
@@ -58,6 +62,7 @@ def compress(
         roots: folders that text files must lie under; None allows any.
         hub_offline: refuse data sets from the hub.
         group: who shares the calibration; this process is its rank 0, the others call `assist`.
+        device: where the walks run, see `core.placement`.
 
     Raises:
         ModepressError: every refusal and failure, by name; `GateFailed` keeps artifact and report.
@@ -66,11 +71,14 @@ def compress(
     stages = Stages(progress)
     target.parent.mkdir(parents=True, exist_ok=True)
     with stages.stage("preparing", f"reading {model}"):
-        ready = prepare(recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline, group=group)
+        ready = prepare(
+            recipe, source, target, model, files=files, roots=roots, hub_offline=hub_offline, group=group, device=device
+        )
     stages.announce(ready.plan.notes, ready.warnings)
     store = _open_store(recipe, model, ready, blocks)
-    found = choose_goal(recipe, ready, store, stages)
-    made = run_steps(found.recipe, found.ready, found.store, stages)
+    with placed_on(device):
+        found = choose_goal(recipe, ready, store, stages)
+        made = run_steps(found.recipe, found.ready, found.store, stages)
     partial = target.with_name(f".{target.name}.partial")
     with stages.stage("exporting", "writing the artifact"):
         hashes, exports = write_result(recipe, found.ready, made, partial, model)
@@ -79,7 +87,7 @@ def compress(
         partial.rename(target)
         sync_folder(target.parent)
     with stages.stage("evaluating", "measuring before and after"):
-        compressed = StreamedModel(target, ready.family)
+        compressed = StreamedModel(target, ready.family, device=device)
         quality = _evaluate(ready, compressed, stages)
     outcome = Outcome(
         target,
@@ -98,14 +106,17 @@ def compress(
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 
 
-def assist(recipe: Recipe, source: Path, target: Path, *, model: str, blocks: Path, group: Group) -> None:
+def assist(
+    recipe: Recipe, source: Path, target: Path, *, model: str, blocks: Path, group: Group, device: torch.device = CPU
+) -> None:
     """What a rank other than 0 does: its share of the calibration, every solve, and no file.
 
     Raises:
         ModepressError: as `compress`; `ranks_disagree` when this rank does not see or compute what rank 0 does.
     """
-    ready = prepare(recipe, source, target, model, files={}, roots=None, hub_offline=False, group=group)
-    run_steps(recipe, ready, _open_store(recipe, model, ready, blocks), Stages(NullSink()))
+    ready = prepare(recipe, source, target, model, files={}, roots=None, hub_offline=False, group=group, device=device)
+    with placed_on(device):
+        run_steps(recipe, ready, _open_store(recipe, model, ready, blocks), Stages(NullSink()))
 
 
 def _open_store(recipe: Recipe, model: str, ready: Prepared, blocks: Path) -> FolderBlockStore:

@@ -14,6 +14,7 @@ from compression.core.block_store import FolderBlockStore
 from compression.core.blockwise import OneStream, profile, share_of_windows
 from compression.core.budget import PriceList, spend
 from compression.core.picture_windows import seeing
+from compression.core.placement import moved
 from compression.core.protocols import Walker
 from compression.core.sensitivity import Metrics, walk_backward
 from compression.core.statistics import BlockStatistics
@@ -64,7 +65,7 @@ def choose_walker(recipe: Recipe, ready: Prepared, method: Modegpt, store: Folde
     hidden = ready.calibration.embed(ready.model, share.windows)
     if step.mode == "reference":
         return OneStream(ready.model, method, method.size, hidden, share, propagation=step.propagation)
-    metrics = _metrics_of(store) if step.minds_the_loss else lambda _: None
+    metrics = _metrics_of(store, ready.model.device) if step.minds_the_loss else lambda _: None
     return TwoStreams(ready.model, method, hidden, metrics, share)
 
 
@@ -86,6 +87,7 @@ def _profile(ready: Prepared, store: FolderBlockStore, stages: Stages) -> tuple[
         scores = torch.stack([one.pair_scores() for one in taken])
         kept = {"influence": influence, "scores": scores}
         store.keep("profile", kept)
+    kept = moved(kept, ready.model.device)
     return kept["influence"], kept["scores"]
 
 
@@ -144,9 +146,9 @@ def _cheapest_shapes(recipe: Recipe, ready: Prepared, store: FolderBlockStore) -
     )
 
 
-def _metrics_of(store: FolderBlockStore) -> Callable[[int], Metrics]:
+def _metrics_of(store: FolderBlockStore, device: torch.device) -> Callable[[int], Metrics]:
     def read(index: int) -> Metrics:
-        tensors = _measured(store, index)
+        tensors = moved(_measured(store, index), device)
         return Metrics(tensors["attention"].double(), tensors["mlp"].double())
 
     return read

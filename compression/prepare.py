@@ -22,6 +22,7 @@ from compression.core.parallel import Alone, Group, Share
 from compression.core.picture_encoder import PictureEncoder
 from compression.core.picture_rows import picture_rows
 from compression.core.picture_windows import load_pictures
+from compression.core.placement import CPU, named
 from compression.core.self_text import writer
 from compression.core.streamed_model import StreamedModel
 from compression.core.texts import Windows, assert_disjoint, hold_out, load_windows, text_path
@@ -64,6 +65,7 @@ def prepare(
     roots: Sequence[Path] | None,
     hub_offline: bool,
     group: Group | None = None,
+    device: torch.device = CPU,
 ) -> Prepared:
     """Open the checkpoint, plan, refuse by name, read the texts.
 
@@ -107,7 +109,7 @@ def prepare(
         calibration, search = hold_out(calibration, SEARCH_SHARE, recipe.calibration.num_samples)
     warnings = (*plan.warnings, *_shortfalls(calibration.use, evaluation.use), *_smaller_pieces())
     share = _share(group or Alone(), recipe, calibration.tokens)
-    streamed = StreamedModel(source, family, checkpoint.tensors)
+    streamed = StreamedModel(source, family, checkpoint.tensors, device=device)
     return Prepared(checkpoint, family, plan, streamed, calibration, evaluation, warnings, share, search)
 
 
@@ -185,7 +187,7 @@ def fingerprint(recipe: Recipe, model: str, ready: Prepared) -> str:
         tensors,
         ready.calibration.use.sha256,
         versions(),
-        torch.get_num_threads(),
+        torch.get_num_threads() if ready.model.device == CPU else named(ready.model.device),
     ]
     if ready.search is not None:
         facts.append(ready.search.use.sha256)

@@ -18,6 +18,7 @@ from api_schemas.errors import JobFailed
 from api_schemas.reports import ReloadProof
 from compression.core.blockwise import run_block_
 from compression.core.memory import available_bytes
+from compression.core.placement import placed_on
 from compression.core.protocols import Streamed
 from compression.core.timeline import span
 
@@ -42,12 +43,13 @@ class Probed:
 @torch.inference_mode()
 def logits_of(model: Streamed, tokens: Tensor) -> Tensor:
     """Logits `[tokens, vocabulary]` of one window `[1, tokens]`, block by block in float32."""
-    hidden = model.embed(tokens)
-    for index in range(model.blocks):
-        run_block_(model, model.block(index, model.block_state(index)), index, hidden)
-    with model.head() as head:
-        logits: Tensor = head(hidden[0])
-    return logits
+    with placed_on(model.device):
+        hidden = model.embed(tokens)
+        for index in range(model.blocks):
+            run_block_(model, model.block(index, model.block_state(index)), index, hidden)
+        with model.head() as head:
+            logits: Tensor = head(hidden[0])
+    return logits.cpu()
 
 
 def too_large_to_run(folder: Path) -> str | None:

@@ -40,7 +40,7 @@ def remove_blocks(
     removed = tuple(choice["blocks"].tolist())
     kept = [index for index in range(ready.model.blocks) if index not in removed]
     config = remaining_config(ready.family, ready.checkpoint.config, kept)
-    model = StreamedModel(ready.model.folder, ready.family, _renumbered(ready, kept), config)
+    model = StreamedModel(ready.model.folder, ready.family, _renumbered(ready, kept), config, ready.model.device)
     left = remaining_step(step, ready.model.blocks)
     return (
         recipe.model_copy(update={"steps": (left, *recipe.steps[1:])}),

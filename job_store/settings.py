@@ -36,6 +36,11 @@ class Settings(BaseSettings):
     upload_ttl_seconds: int = Field(7 * 86400, gt=0, description="a pending upload expires after this")
     model_roots: str = Field("", description="folders a user may register models and text from, joined by ':'")
     hub_offline: bool = Field(False, description="refuse hub ids with a clear error instead of downloading")
+    device: str = Field(
+        "auto",
+        pattern="^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="of jobs: cpu, cuda, cuda:N, or auto: a GPU where there is one",
+    )
     lease_seconds: float = Field(90.0, gt=0, description="a job whose worker is silent this long is taken over")
     renew_seconds: float = Field(15.0, gt=0, description="how often a worker renews its lease")
     reaper_seconds: float = Field(15.0, gt=0, description="how often expired leases are looked for")

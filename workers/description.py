@@ -34,6 +34,7 @@ class JobDescription(Frozen):
     threads: int
     fence: int
     chunk_tokens: Annotated[int, Field(ge=1, description="tokens run at once; fewer after running out of memory")]
+    device: str = "auto"
 
 
 class JobResult(Frozen):

@@ -80,6 +80,7 @@ def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
     import torch  # after the environment has said how many threads there are, and in no other process of ours
 
     from compression.core.blockwise import chunks_of
+    from compression.core.placement import choose_device
     from compression.core.protocols import Cancelled
     from compression.judgement import GateFailed
     from compression.pipeline import compress
@@ -101,6 +102,7 @@ def _compress(job: JobDescription, attempt: Path) -> JobResult | None:
                 files={file_id: Path(path) for file_id, path in job.files.items()},
                 roots=[Path(root) for root in job.roots],
                 hub_offline=job.hub_offline,
+                device=choose_device(job.device),
             )
     except Cancelled:
         return None

@@ -51,6 +51,7 @@ def describe_job(place: Workplace, claim: Claim) -> JobDescription:
         threads=place.settings.threads or os.cpu_count() or 1,
         fence=claim.fence,
         chunk_tokens=CHUNK_TOKENS // (SMALLER if claim.memory_retries else 1),
+        device=place.settings.device,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from api_schemas.reports import BlockReport
 from compression.core.parallel import Alone, Group
+from compression.core.placement import CPU, moved
 from compression.core.protocols import BlockResult
 from compression.core.timeline import span
 
@@ -75,7 +76,7 @@ class FolderBlockStore:
 
     def _put(self, result: BlockResult) -> None:
         tensors, record = self._paths(result.index)
-        content = save({name: tensor.contiguous() for name, tensor in result.state.items()}, {"format": "pt"})
+        content = save({name: tensor.cpu().contiguous() for name, tensor in result.state.items()}, {"format": "pt"})
         self.group.agree(content, f"solved block {result.index + 1}")
         if self.group.rank:
             return
@@ -90,7 +91,7 @@ class FolderBlockStore:
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keep what was measured before the walk; rank 0's counts."""
         if self.group.rank == 0:
-            write_durably(self.statistics / f"{name}.safetensors", save(tensors))
+            write_durably(self.statistics / f"{name}.safetensors", save(moved(tensors, CPU)))
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
         """What was kept under this name, or None."""

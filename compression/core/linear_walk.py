@@ -16,6 +16,7 @@ from api_schemas.reports import ModuleReport
 from compression.core.blockwise import chunks, run_block_
 from compression.core.packed_forms import Codes, unpacked
 from compression.core.parallel import WHOLE, Share
+from compression.core.placement import moved
 from compression.core.protocols import BlockResult, Solution, Step, Streamed
 from compression.core.statistics import RunningGram, RunningInfluence
 from compression.core.timeline import span
@@ -97,7 +98,7 @@ class LinearStream:
 
     def replay_(self, index: int, result: BlockResult) -> None:
         """Pass a block that an earlier attempt finished."""
-        block = self.model.block(index, unpacked(result.state))
+        block = self.model.block(index, unpacked(moved(result.state, self.model.device)))
         run_block_(self.model, block, index, self.hidden)
 
     def _observe(self, block: nn.Module, index: int, linear: str, influence: RunningInfluence | None) -> RunningGram:

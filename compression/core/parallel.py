@@ -106,7 +106,7 @@ class Ranks:
 
     def broadcast(self, content: bytes | None) -> bytes | None:
         """Rank 0's content: its length (−1 for None), then its bytes."""
-        length = torch.tensor([-1 if content is None else len(content)])
+        length = torch.tensor([-1 if content is None else len(content)], device="cpu")
         with self._waiting_for(0):
             dist.broadcast(length, 0)
             if int(length) <= 0:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from api_schemas.events import ProgressEvent
@@ -86,6 +87,10 @@ class Streamed(Protocol):
     @property
     def size(self) -> Dimensions:
         """Its sizes; widths per block are not in it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
 
     @property
     def blocks(self) -> int:

@@ -66,7 +66,7 @@ def walk_backward(model: StreamedModel, size: Dimensions, tokens: Tensor, visit:
 
 def _loss_gradient(model: StreamedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Gradient of the summed next-token loss at the last block's outputs, `[windows, tokens, hidden]`."""
-    gradient = torch.zeros_like(hidden)
+    gradient, tokens = torch.zeros_like(hidden), tokens.to(hidden.device)
     with model.head() as head:
         for window in range(len(hidden)):
             for start in range(0, hidden.shape[1] - 1, head_rows()):
@@ -118,7 +118,7 @@ def _routing(model: StreamedModel, block: nn.Module) -> Iterator[Tensor]:
         if experts is None:
             squares[0] += inputs[0].shape[:-1].numel()
         else:
-            chosen, weights = inputs[1].flatten().cpu(), inputs[2].detach().flatten().double().cpu()
+            chosen, weights = inputs[1].flatten(), inputs[2].detach().flatten().double()
             squares.index_add_(0, chosen, weights.square())
 
     handle = block.get_submodule(model.family.mlp_output).register_forward_pre_hook(add)

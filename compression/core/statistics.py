@@ -119,7 +119,7 @@ def relative_distance(one: Tensor, other: Tensor, group: Group) -> float:
     """‖one − other‖ / ‖other‖ over the windows `[windows, tokens, hidden]` of all ranks."""
     sums = torch.zeros(2, dtype=torch.float64)
     for x, y in zip(one, other, strict=True):  # window by window: no third copy of the streams
-        sums += torch.stack([(x - y).square().sum(dtype=torch.float64), y.square().sum(dtype=torch.float64)]).cpu()
+        sums += torch.stack([(x - y).square().sum(dtype=torch.float64), y.square().sum(dtype=torch.float64)])
     group.sum_(sums)
     return float(sums[0] / sums[1].clamp_min(1e-300)) ** 0.5
 

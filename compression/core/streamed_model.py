@@ -16,6 +16,7 @@ from api_schemas.errors import InvalidCheckpoint
 from compression.core.canonical import to_canonical
 from compression.core.int8_rows import ABSMAX, rounded_inputs
 from compression.core.packed_forms import count_stored, unpacked
+from compression.core.placement import CPU, moved
 from compression.core.quantized_config import outlier_threshold
 from compression.core.tensors import read_tensor
 from compression.core.timeline import passed, span
@@ -57,6 +58,7 @@ class StreamedModel:
         family: Family,
         tensors: Mapping[str, TensorEntry] | None = None,
         config: Mapping[str, Any] | None = None,
+        device: torch.device = CPU,
     ) -> None:
         """Read configuration and headers; no weights yet.
 
@@ -65,8 +67,9 @@ class StreamedModel:
             family: its names.
             tensors: the decoder's headers under the text model's names, where they were read before.
             config: the decoder's settings to take instead of those in the folder, of the same model type.
+            device: where it runs; outside of it, run it within `placed_on`.
         """
-        self.folder, self.family = folder, family
+        self.folder, self.family, self.device = folder, family, device
         whole: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         stored_tensors = tensors_of(folder)
         self.placed = place(json.loads((folder / "config.json").read_text(encoding="utf-8")), stored_tensors)
@@ -86,7 +89,7 @@ class StreamedModel:
         self._rotary: nn.Module | None = None
         if family.rotary:
             rotary = self._skeleton.get_submodule(family.rotary)
-            self._rotary = type(rotary)(rotary.config)
+            self._rotary = type(rotary)(rotary.config).to(device)
         self._blocks: Any = self._skeleton.get_submodule(family.blocks)
 
     def _build(self, shapes: Sequence[Mapping[str, int]] | None) -> nn.Module:
@@ -113,11 +116,11 @@ class StreamedModel:
 
     @property
     def inverse_frequencies(self) -> Tensor:
-        """Rotary frequencies `[rotary width / 2]` in radians per position, scaling included."""
+        """Rotary frequencies `[rotary width / 2]` in radians per position, scaling included; in host memory."""
         if self._rotary is None:
             raise ValueError(f"{self.family.name} has no rotary embedding")
         frequencies: Tensor = self._rotary.get_buffer("inv_freq")
-        return frequencies
+        return frequencies.cpu()
 
     @property
     def blocks(self) -> int:
@@ -143,7 +146,7 @@ class StreamedModel:
         prefix = self.family.block_prefix(index)
         with span("load", block=index):
             state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
-            state = unpacked(state)
+            state = unpacked(moved(state, self.device))
             return state if self._reduced else to_canonical(self.family, self.size, state)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
@@ -153,7 +156,7 @@ class StreamedModel:
             size = self.size
             whole = {"mlp_width": size.mlp_width, "query_key_rank": size.head_dim, "value_output_rank": size.head_dim}
             resize_block_(block, whole)
-            pairs = torch.arange(size.rotary_in(index) // 2)
+            pairs = torch.arange(size.rotary_in(index) // 2, device=self.device)
             if len(pairs):
                 state = {**state, f"{self.family.attention.module}.rotary_pairs": pairs.expand(size.kv_heads, -1)}
         return self._rounding(self._load(block, state), index)
@@ -185,14 +188,15 @@ class StreamedModel:
         """Token ids `[windows, tokens]` to hidden states `[windows, tokens, hidden]` in float32."""
         with span("load", "embeddings"):
             weight = self.read(f"{self.family.embeddings}.weight")
-        hidden = nn.functional.embedding(tokens, weight).float()
+        hidden = nn.functional.embedding(tokens.cpu(), weight).float()  # a few rows of it are wanted: it stays behind
         if self.family.embedding_scale is not None:
             factor = self.family.factor(self.config.to_dict(), self.family.embedding_scale)
-            hidden *= torch.tensor(factor).to(weight.dtype).float()  # stock code rounds it to the weights' dtype
+            # stock code rounds it to the weights' dtype
+            hidden *= torch.tensor(factor, device=CPU).to(weight.dtype).float()
         if self.family.positions:
-            rows = torch.arange(tokens.shape[1]) + self.family.position_offset
+            rows = torch.arange(tokens.shape[1], device=CPU) + self.family.position_offset
             hidden += nn.functional.embedding(rows, self.read(f"{self.family.positions}.weight")).float()
-        return hidden
+        return hidden.to(self.device)
 
     @contextmanager
     def head(self) -> Iterator[nn.Sequential]:
@@ -200,11 +204,13 @@ class StreamedModel:
         prefix = f"{self.family.final_norm}."
         norm = copy.deepcopy(self._skeleton.get_submodule(self.family.final_norm))
         state = {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
-        weight = self.read(f"{self.family.head}.weight").float()
+        weight = self.read(f"{self.family.head}.weight").to(self.device).float()
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.family.head_bias, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if self.family.head_bias:
-            linear.bias = nn.Parameter(self.read(f"{self.family.head}.bias").float(), requires_grad=False)
+            linear.bias = nn.Parameter(
+                self.read(f"{self.family.head}.bias").to(self.device).float(), requires_grad=False
+            )
         yield nn.Sequential(self._load(norm, state), linear, self._logits())
 
     def _logits(self) -> nn.Module:
@@ -255,7 +261,7 @@ class StreamedModel:
 
     def _load(self, module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         with span("load", "to float32"):
-            wanted = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+            wanted = {name: t.float() if t.is_floating_point() else t for name, t in moved(state, self.device).items()}
         missing, unexpected = module.load_state_dict(wanted, strict=False, assign=True)
         if missing or unexpected:
             raise InvalidCheckpoint(

@@ -51,9 +51,9 @@ class Windows:
             return model.embed(tokens)
         marked = self.tokens == IMAGE
         place = torch.zeros_like(self.tokens)
-        place[marked] = torch.arange(int(marked.sum()))
+        place[marked] = torch.arange(int(marked.sum()), device="cpu")
         hidden = model.embed(tokens.clamp_min(0))
-        hidden[marked[part]] = self.pictures[place[part][marked[part]]]
+        hidden[marked[part].to(hidden.device)] = self.pictures[place[part][marked[part]]].to(hidden.device)
         return hidden
 
 

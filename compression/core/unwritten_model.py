@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from compression.core.packed_forms import unpacked
+from compression.core.placement import moved
 from compression.core.protocols import BlockStore, Method, Streamed
 from compression.core.streamed_model import StreamedModel
 from preflight.families import Dimensions, Family
@@ -28,6 +30,11 @@ class _Unwritten:
         return self.before.size
 
     @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.before.device
+
+    @property
     def blocks(self) -> int:
         """How many decoder blocks there are."""
         return self.before.blocks
@@ -37,7 +44,7 @@ class _Unwritten:
         result = self.store.get(index)
         if result is None:
             raise RuntimeError(f"block {index} vanished from the block store")
-        return dict(result.state)
+        return moved(result.state, self.device)
 
     def block(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
         """The block at `index` with these weights, in float32."""

@@ -94,8 +94,9 @@ def _value_output(
     prices = [0.0] * len(ranks)
     for head, G in enumerate(statistics.mixed_by_group()):
         seen = root.T @ heads[:, head].transpose(0, 1)
+        energy = value_output(G, seen, size.head_dim).singular_values.square()
         for at, rank in enumerate(ranks[1:], start=1):
-            prices[at] += value_output(G, seen, rank).lost / 2
+            prices[at] += float(energy[rank:].sum()) / 2
     return _list(ranks, prices, size.head_dim, costs.per_value_output_rank)
 
 
