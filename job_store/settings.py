@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(
         4096 * 4096, gt=0, le=89_478_485, description="largest image; read from its header, before it is decoded"
     )
+    webhook_private_hosts: str = Field(
+        "", description="hosts webhooks may reach though they are not on the public internet, joined by ','"
+    )
     log_level: str = Field("INFO", description="of all processes")
 
     @property
@@ -98,4 +101,13 @@ class Settings(BaseSettings):
     @property
     def allowed_image_hosts(self) -> frozenset[str]:
         """The hosts from which images may be fetched, in lower case, some with `:port`."""
-        return frozenset(host.strip().lower() for host in self.image_hosts.split(",") if host.strip())
+        return _hosts(self.image_hosts)
+
+    @property
+    def private_webhook_hosts(self) -> frozenset[str]:
+        """The hosts that webhooks may reach wherever they are, in lower case, some with `:port`."""
+        return _hosts(self.webhook_private_hosts)
+
+
+def _hosts(joined: str) -> frozenset[str]:
+    return frozenset(host.strip().lower() for host in joined.split(",") if host.strip())

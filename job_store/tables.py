@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 
 from api_schemas.keys import DEFAULT_OWNER
@@ -167,6 +167,57 @@ class QuotaRow(Base):
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     jobs: Mapped[int | None] = mapped_column(Integer)
     tokens: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class AuditRow(Base):
+    """One line of the audit log."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index("audit_by_owner", "owned_by", "id"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    actor: Mapped[str] = mapped_column(String(64))
+    owned_by: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(128))
+    target: Mapped[str | None] = mapped_column(String(256))
+    status: Mapped[int] = mapped_column(Integer)
+    address: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+
+
+class WebhookRow(Base):
+    """An address that is told of the ends of an owner's jobs. The secret is kept as it is: signing needs it."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("webhooks_by_owner", "owned_by"),)
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    owned_by: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(String(2048))
+    events: Mapped[list[str]]
+    secret: Mapped[str] = mapped_column(String(64))
+    disabled: Mapped[str | None] = mapped_column(String(256))
+
+
+class DeliveryRow(Base):
+    """A message to a webhook: its bytes, which never change, and when it is tried next."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("deliveries_due", "status", "next_at"),
+        Index("deliveries_by_webhook", "webhook_id", "created_at"),
+    )
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+    type: Mapped[str] = mapped_column(String(64))
+    body: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(Integer)
+    next_at: Mapped[float] = mapped_column(Float)
+    last_status: Mapped[int | None] = mapped_column(Integer)
+    last_error: Mapped[str | None] = mapped_column(String(256))
 
 
 class TokenRow(Base):

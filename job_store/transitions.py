@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from api_schemas.events import Level, ProgressEvent
 from api_schemas.jobs import TERMINAL, JobStatus
 from job_store.tables import EventRow, JobRow
+from job_store.webhooks import announce
 
 ALLOWED: Mapping[JobStatus, frozenset[JobStatus]] = {
     "queued": frozenset({"running", "failed", "cancelled"}),
@@ -74,7 +75,7 @@ def advance(
     level: Level = "info",
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Move a job to another status and say so in its events, in the caller's transaction.
+    """Move a job to another status and say so in its events and, at its end, to webhooks, in the caller's transaction.
 
     Raises:
         IllegalTransition: no job goes from its present status to `to`.
@@ -90,3 +91,5 @@ def advance(
         row.owner = None
         row.lease_until = 0.0
     append_event(session, row, now, message, level=level, data=data)
+    if to in TERMINAL:
+        announce(session, row, now)

@@ -11,6 +11,7 @@ from api_schemas.errors import ErrorBody, ErrorResponse, ModepressError
 from modepress import output
 from modepress.api_error import ModepressApiError
 from modepress.commands import (
+    audit_command,
     chat_command,
     import_command,
     job_commands,
@@ -58,6 +59,7 @@ for command in (
     trace_command.trace,
     worker_command.workers,
     chat_command.chat,
+    audit_command.audit,
 ):
     app.command()(command)
 app.command("import")(import_command.import_model)

@@ -8,16 +8,31 @@ from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from job_store.database import upgrade
+from job_store.messenger import Messenger
 from job_store.reaper import Reaper
 from job_store.settings import Settings
 from service import errors
+from service.auditing import Auditing
 from service.auth import BEARER, Authentication, require_safe_address
 from service.context import RequestContext
 from service.deps import Stores, make_stores
 from service.limits import BodyLimit
 from service.openapi import ERRORS
 from service.permissions import Permissions
-from service.routes import files, health, inference, jobs, metrics, models, plans, quotas, uploads, workers
+from service.routes import (
+    audit,
+    files,
+    health,
+    inference,
+    jobs,
+    metrics,
+    models,
+    plans,
+    quotas,
+    uploads,
+    webhooks,
+    workers,
+)
 from service.traffic import TrafficLimit
 
 ROUTERS = (
@@ -29,6 +44,8 @@ ROUTERS = (
     workers.router,
     inference.router,
     quotas.router,
+    webhooks.router,
+    audit.router,
 )
 OPEN_ROUTERS = (health.router, metrics.router)
 
@@ -59,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, settings=settings)
     app.add_middleware(TrafficLimit, settings=settings)
     app.add_middleware(Authentication, keys=stores.keys, permissions=Permissions(ROUTERS), settings=settings)
+    app.add_middleware(Auditing, audit=stores.audit)
     app.add_middleware(RequestContext, metrics=stores.metrics)
     return app
 
@@ -68,11 +86,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     stores: Stores = app.state.stores
     await run_in_threadpool(_prepare, stores)
     reaper = Reaper(stores.engine, stores.settings)
+    messenger = Messenger(stores.engine, stores.settings)
     reaper.start()
+    messenger.start()
     try:
         yield
     finally:
         await run_in_threadpool(reaper.stop)
+        await run_in_threadpool(messenger.stop)
         await stores.inference.aclose()
         stores.engine.dispose()
 

@@ -59,8 +59,8 @@ class Authentication:
                     caller = NEIGHBOUR
                 else:
                     caller = await run_in_threadpool(self._caller, request)
-                self._permissions.require(scope, caller)
                 request.state.caller = caller
+                self._permissions.require(scope, caller)
             except ModepressError as error:
                 await render_named(request, error)(scope, receive, send)
                 return

@@ -7,6 +7,7 @@ import httpx
 from fastapi import Depends, Request
 from sqlalchemy import Engine
 
+from job_store.audit import AuditLog
 from job_store.database import make_engine
 from job_store.files import FileStore
 from job_store.jobs import JobStore
@@ -14,10 +15,12 @@ from job_store.keys import KeyStore
 from job_store.layout import Layout
 from job_store.model_files import ModelFileStore
 from job_store.models import ModelStore
+from job_store.outbound import system_resolver
 from job_store.owners import SERVER, Viewer
 from job_store.quotas import QuotaStore
 from job_store.settings import Settings
 from job_store.uploads import UploadStore
+from job_store.webhooks import WebhookStore
 from service.metrics import Metrics
 from service.permissions import Caller
 
@@ -37,6 +40,8 @@ class Stores:
     model_files: ModelFileStore
     keys: KeyStore
     quotas: QuotaStore
+    audit: AuditLog
+    webhooks: WebhookStore
     jobs: JobStore
     metrics: Metrics
     inference: httpx.AsyncClient
@@ -56,6 +61,7 @@ def make_stores(settings: Settings) -> Stores:
         layout=layout,
         keys=KeyStore(engine),
         quotas=QuotaStore(engine, settings.quota),
+        audit=AuditLog(engine),
         metrics=Metrics(engine),
         inference=httpx.AsyncClient(
             base_url=settings.inference_url,
@@ -76,6 +82,7 @@ def _viewed(engine: Engine, layout: Layout, settings: Settings, viewer: Viewer) 
         "models": models,
         "model_files": ModelFileStore(engine, models),
         "jobs": JobStore(engine, viewer=viewer),
+        "webhooks": WebhookStore(engine, settings.private_webhook_hosts, system_resolver, viewer=viewer),
     }
 
 

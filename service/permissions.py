@@ -53,6 +53,12 @@ PERMITTED: Mapping[tuple[str, str], tuple[Scope, ...]] = {
     ("GET", f"{JOB}/trace"): READ,
     ("GET", "/v1/quota"): NAMES,
     ("GET", "/v1/workers"): READ,
+    ("GET", "/v1/audit"): (),
+    ("POST", "/v1/webhooks"): SUBMIT,
+    ("GET", "/v1/webhooks"): READ,
+    ("GET", "/v1/webhooks/{webhook_id}"): READ,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): SUBMIT,
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): READ,
     ("POST", "/v1/chat/completions"): INFER,
     ("POST", "/v1/completions"): INFER,
 }

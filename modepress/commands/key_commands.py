@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from sqlalchemy import Engine
 
 from api_schemas.keys import DEFAULT_OWNER, Scope
 from job_store.database import make_engine, upgrade
@@ -12,6 +13,7 @@ from job_store.keys import KeyStore
 from job_store.settings import Settings
 from modepress import output
 from modepress.address import home
+from modepress.commands.operator import note
 from modepress.commands.options import AsJson
 
 
@@ -41,9 +43,11 @@ def create(
 ) -> None:
     """Make a key. Its secret is shown this once; only a hash is stored."""
     scopes: list[Scope] = [one.value for one in scope or [KeyScope.ADMIN]]
-    made = _store().create(
+    engine = _engine()
+    made = KeyStore(engine).create(
         name, scopes=scopes, owner=owner, requests_per_minute=per_minute, concurrent_requests=at_once
     )
+    note(engine, made.owner, "keys create", made.id)
     what = f"id {made.id}, owner {made.owner}, may {', '.join(made.scopes)}; shown this once"
     output.show(made, as_json=as_json, human=lambda: f"{made.secret}\n({what})")
 
@@ -51,7 +55,7 @@ def create(
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """List the keys, revoked ones too."""
-    found = _store().list()
+    found = KeyStore(_engine()).list()
     rows = [
         (key.id, key.name, key.owner, ", ".join(key.scopes), _when(key.created_at), _when(key.revoked_at))
         for key in found
@@ -63,14 +67,16 @@ def list_keys(as_json: AsJson = False) -> None:
 @keys.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
     """Refuse a key from now on."""
-    gone = _store().revoke(key_id)
+    engine = _engine()
+    gone = KeyStore(engine).revoke(key_id)
+    note(engine, gone.owner, "keys revoke", gone.id)
     output.show(gone, as_json=as_json, human=lambda: f"revoked {gone.id} ({gone.name})")
 
 
-def _store() -> KeyStore:
+def _engine() -> Engine:
     engine = make_engine(Settings(home=home()).resolved_database_url)
     upgrade(engine)
-    return KeyStore(engine)
+    return engine
 
 
 def _when(moment: int | None) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import RenderableType
+from sqlalchemy import Engine
 
 from api_schemas.quotas import Quota, QuotaState
 from job_store.database import make_engine, upgrade
@@ -11,6 +12,7 @@ from job_store.quotas import QuotaStore, parse_limit
 from job_store.settings import Settings
 from modepress import output
 from modepress.address import home
+from modepress.commands.operator import note
 from modepress.commands.options import AsJson
 
 quotas = typer.Typer(no_args_is_help=True, help="What owners may have; run on the server's machine (its database).")
@@ -28,14 +30,17 @@ def set_quota(
     """Give an owner limits of its own; what is left out stays."""
     given = {"bytes": bytes_, "jobs": jobs, "tokens": tokens}
     changes = {name: parse_limit(words, name) for name, words in given.items() if words is not None}
-    state = _store().set(owner, Quota(**changes))
+    settings, engine = _database()
+    state = QuotaStore(engine, settings.quota).set(owner, Quota(**changes))
+    note(engine, owner, "quotas set", ", ".join(f"{name}={words}" for name, words in given.items() if words))
     output.show(state, as_json=as_json, human=lambda: _table([state]))
 
 
 @quotas.command()
 def show(as_json: AsJson = False) -> None:
     """Show what each owner may have and has."""
-    store = _store()
+    settings, engine = _database()
+    store = QuotaStore(engine, settings.quota)
     found = [store.state(owner) for owner in store.owners()]
     output.show(found, as_json=as_json, human=lambda: _table(found) if found else "no owner has anything yet")
 
@@ -61,8 +66,8 @@ def _count(limit: int | None) -> str:
     return "any" if limit is None else str(limit)
 
 
-def _store() -> QuotaStore:
+def _database() -> tuple[Settings, Engine]:
     settings = Settings(home=home())
     engine = make_engine(settings.resolved_database_url)
     upgrade(engine)
-    return QuotaStore(engine, settings.quota)
+    return settings, engine

@@ -19,9 +19,11 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in 
 
 
 @router.post("", openapi_extra=FILE_BODY)
-async def create_file(request: Request, stores: StoresOf) -> FileObject:
+async def create_file(request: Request, stores: StoresOf, response: Response) -> FileObject:
     """Send one small file: multipart fields `file` and `purpose`."""
-    return await receive_file(stores, request)
+    file = await receive_file(stores, request)
+    response.headers["location"] = f"/v1/files/{file.id}"
+    return file
 
 
 @router.get("")

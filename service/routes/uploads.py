@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from api_schemas.files import CompleteRequest, Upload, UploadPart, UploadRequest
 from api_schemas.listing import Page
@@ -14,9 +14,11 @@ router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 
 @router.post("")
-def create_upload(body: UploadRequest, stores: StoresOf) -> Upload:
+def create_upload(body: UploadRequest, stores: StoresOf, response: Response) -> Upload:
     """Open an upload for one file of a declared size."""
-    return stores.uploads.create(body)
+    upload = stores.uploads.create(body)
+    response.headers["location"] = f"/v1/uploads/{upload.id}"
+    return upload
 
 
 @router.get("/{upload_id}")

@@ -13,7 +13,7 @@ from job_store.database import make_engine, reading, writing
 from job_store.jobs import JobStore
 from job_store.leases import Ending, LeaseStore
 from job_store.owners import Viewer
-from job_store.tables import JobRow, ModelRow
+from job_store.tables import Base, JobRow, ModelRow
 from job_store.transitions import ALLOWED, IllegalTransition, advance
 from tests.job_store.conftest import HASH, Clock, job_request
 
@@ -271,8 +271,10 @@ def test_sequence_numbers_have_no_gaps_under_contention(leases: LeaseStore, stor
 @pytest.mark.parametrize("current", sorted(ALLOWED))
 @pytest.mark.parametrize("to", sorted(ALLOWED))
 def test_only_allowed_steps_are_taken(current: str, to: str) -> None:
-    row = JobRow(id="job-x", status=current, next_sequence=1)
-    with reading(make_engine("sqlite://")) as session:
+    row = JobRow(id="job-x", status=current, next_sequence=1, owned_by="anna")
+    engine = make_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    with reading(engine) as session:
         if to in ALLOWED[current]:
             advance(session, row, to, 1.0, "m")
             assert row.status == to

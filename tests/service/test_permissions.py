@@ -13,8 +13,12 @@ import pytest
 from fastapi.routing import APIRoute
 
 from api_schemas.keys import Scope
+from api_schemas.webhooks import WebhookRequest
 from job_store.database import make_engine
 from job_store.keys import KeyStore
+from job_store.outbound import system_resolver
+from job_store.owners import Viewer
+from job_store.webhooks import WebhookStore
 from service.app import ROUTERS
 from service.permissions import PERMITTED, Permissions
 from tests.service.errors_seen import error_of
@@ -24,6 +28,7 @@ RECIPE = {"steps": [{"method": "modegpt", "sparsity": 0.2}]}
 TURN = {"model": "{model}", "messages": [{"role": "user", "content": "hi"}]}
 UPLOAD = {"filename": "x", "purpose": "model", "bytes": 1}
 JOB = {"model": "{model}", "recipe": RECIPE}
+HOOK = {"url": "https://127.0.0.1/hook"}
 WRITE, LOOK, TALK = ("submit",), ("read", "submit"), ("infer",)
 NAMES = ("read", "submit", "infer")
 
@@ -41,6 +46,7 @@ class Row:
 
 
 GONE_FILE, GONE_MODEL, GONE_JOB = (404, "file_not_found"), (404, "model_not_found"), (404, "job_not_found")
+GONE_HOOK = (404, "webhook_not_found")
 GONE_UPLOAD, OK, EMPTY = (404, "upload_not_found"), (200, ""), (200, "empty")
 CONTENT = "/v1/models/{model_id}/files/{path:path}/content"
 NO_INFERENCE = (503, "inference_unavailable")
@@ -75,6 +81,14 @@ ROWS = {
     ("GET", "/v1/workers"): Row(LOOK, OK, OK),
     ("GET", "/v1/compression/jobs/{job_id}/trace"): Row(LOOK, (404, "trace_not_ready"), GONE_JOB),
     ("GET", "/v1/quota"): Row(NAMES, OK, OK),
+    ("GET", "/v1/audit"): Row((), OK, OK),
+    ("POST", "/v1/webhooks"): Row(
+        WRITE, (400, "webhook_address_not_allowed"), (400, "webhook_address_not_allowed"), HOOK
+    ),
+    ("GET", "/v1/webhooks"): Row(LOOK, OK, EMPTY),
+    ("GET", "/v1/webhooks/{webhook_id}"): Row(LOOK, OK, GONE_HOOK),
+    ("DELETE", "/v1/webhooks/{webhook_id}"): Row(WRITE, OK, GONE_HOOK),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): Row(LOOK, OK, GONE_HOOK),
     ("POST", "/v1/chat/completions"): Row(TALK, NO_INFERENCE, GONE_MODEL, TURN),
     ("POST", "/v1/completions"): Row(TALK, NO_INFERENCE, GONE_MODEL, {"model": "{model}", "prompt": "x"}),
 }
@@ -98,7 +112,8 @@ class Cast:
         for owner in ("anna", "bert"):
             for scope in get_args(Scope):
                 self.keys[owner, scope] = store.create(scope, scopes=(scope,), owner=owner).secret
-        engine.dispose()
+        # Straight into the database: the server itself takes no address of this machine.
+        self.hooks = WebhookStore(engine, frozenset({"127.0.0.1:1"}), system_resolver, viewer=Viewer("anna"))
 
     def ask(self, who: tuple[str, str], method: str, path: str, **sent: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {self.keys[who]}", **sent.pop("headers", {})}
@@ -114,11 +129,14 @@ class Cast:
         assert made.status_code == 201, made.text
         job = self.ask(anna, "POST", "/v1/compression/jobs", json={"model": model, "recipe": RECIPE})
         upload = self.ask(anna, "POST", "/v1/uploads", json=UPLOAD).json()["id"]
+        for old in self.hooks.list().data[:-5]:  # an owner has only so many
+            self.hooks.delete(old.id)
+        hook = self.hooks.create(WebhookRequest(url="http://127.0.0.1:1/hook")).id
         part = self.ask(anna, "POST", f"/v1/uploads/{upload}/parts", files={"data": b"x"})
         return {
             "upload_id": upload, "part": part.json()["id"], "file_id": file.json()["id"],
             "digest": hashlib.sha256(data).hexdigest(), "model_id": model, "model": model, "path": "config.json",
-            "job_id": job.json()["id"], "folder": str(self.folder),
+            "job_id": job.json()["id"], "webhook_id": hook, "folder": str(self.folder),
         }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api_schemas.errors import InvalidRequest
-from workers.inference.images.addresses import is_public, system_resolver
+from job_store.outbound import is_public, system_resolver
 from workers.inference.images.data_urls import decode_data_url, is_data_url
 from workers.inference.images.fetching import Fetcher
 

@@ -1,29 +1,18 @@
 """Fetches one image over HTTP: to the address that was checked, within a deadline, up to a number of bytes."""
 
 import http.client
-import socket
-import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urljoin
 
-from workers.inference.images.addresses import Resolve, Target, fetch_failed, resolve_target, system_resolver
+from job_store.outbound import Dial, Resolve, Target, connected, dial, system_resolver
+from workers.inference.images.addresses import fetch_failed, resolve_target
 from workers.inference.images.data_urls import too_large
 
 MAX_REDIRECTS = 3
 LATE = "the time for fetching is over"
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"User-Agent": "modepress", "Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
-
-Dial = Callable[[str, int, float], socket.socket]
-
-
-def dial(address: str, port: int, seconds: float) -> socket.socket:
-    """Connect to an address, not to a name: nothing is looked up again."""
-    return socket.create_connection((address, port), timeout=seconds)
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ class Fetcher:
         return answer
 
     def _ask(self, target: Target, max_bytes: int, deadline: float) -> bytes | Redirect:
-        with self._connection(target, deadline) as connection:
+        with connected(target, deadline, self.dial) as connection:
             connection.request("GET", target.path, headers=HEADERS | {"Host": target.authority})
             with connection.getresponse() as answer:
                 location = answer.headers.get("Location")
@@ -86,36 +75,6 @@ class Fetcher:
                 if answer.status != http.client.OK:
                     raise fetch_failed(target.host, f"it answers with status {answer.status}")
                 return _body(answer, max_bytes)
-
-    @contextmanager
-    def _connection(self, target: Target, deadline: float) -> Iterator[http.client.HTTPConnection]:
-        """Open a connection that is shut at the deadline, whatever it is doing then."""
-        with ExitStack() as stack:
-            opened = [stack.enter_context(self._dial_any(target, deadline))]
-            guard = threading.Timer(deadline - time.monotonic(), _shut, (opened,))
-            stack.callback(guard.cancel)
-            guard.start()
-            if target.secure:
-                context = ssl.create_default_context()
-                secured = context.wrap_socket(opened[0], server_hostname=target.host, do_handshake_on_connect=False)
-                opened.append(stack.enter_context(secured))
-                secured.do_handshake()
-            connection = stack.enter_context(closing(http.client.HTTPConnection(target.host, target.port)))
-            connection.sock = opened[-1]
-            yield connection
-
-    def _dial_any(self, target: Target, deadline: float) -> socket.socket:
-        """Connect to the first address that lets us: a machine may have no way to those of IPv6."""
-        failed: OSError = TimeoutError()
-        for address in target.addresses:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            try:
-                return self.dial(address, target.port, left)
-            except OSError as error:
-                failed = error
-        raise failed
 
 
 def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
@@ -127,9 +86,3 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
     if answer.length:
         raise http.client.IncompleteRead(data, answer.length)
     return data
-
-
-def _shut(opened: list[socket.socket]) -> None:
-    """End whatever the fetching thread waits for: a server that drips bytes never lets a socket's own timeout pass."""
-    with suppress(OSError):  # it ended by itself a moment ago
-        opened[-1].shutdown(socket.SHUT_RDWR)
