@@ -85,6 +85,18 @@ class TableGpt2Import(Originals):
     folder: Annotated[Place, Field(description="as published")]
 
 
+class MPlug2Import(Originals):
+    """mPLUG-2: a fine-tuned checkpoint, complete in one file."""
+
+    roles: ClassVar[tuple[str, ...]] = ("checkpoint", "bert_config", "tokenizer")
+    family: Literal["mplug2"]
+    checkpoint: Annotated[Place, Field(description="mPLUG2_…_Caption.pth or mPLUG2_…_QA.pth")]
+    bert_config: Annotated[Place, Field(description="configs/config_bert_large_text.json of the authors' repository")]
+    tokenizer: Annotated[Place, Field(description="folder with bert-large-uncased's tokenizer")]
+    task: Annotated[Literal["caption", "question"], Field(description="what the checkpoint was trained for")]
+    frames: Annotated[int, Field(ge=1, le=1024, description="of a clip, as it was trained; no file says it")] = 16
+
+
 ImportRequest = Annotated[
-    TinyGptvImport | MiniGpt4Import | ArtGpt4Import | TableGpt2Import, Field(discriminator="family")
+    TinyGptvImport | MiniGpt4Import | ArtGpt4Import | TableGpt2Import | MPlug2Import, Field(discriminator="family")
 ]

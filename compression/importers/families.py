@@ -12,20 +12,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from api_schemas.errors import ModepressError
-from api_schemas.imports import ImportRequest, TableGpt2Import
-from compression.importers import artgpt4, minigpt4, tinygptv
-from compression.importers.tablegpt2 import import_tablegpt2
-
-
-def _tablegpt2(request: TableGpt2Import, target: Path) -> dict[str, Any]:
-    return import_tablegpt2(Path(request.folder), target)
-
+from api_schemas.imports import ImportRequest
+from compression.importers import artgpt4, minigpt4, mplug2, tablegpt2, tinygptv
 
 IMPORTERS: Mapping[str, Callable[[Any, Path], dict[str, Any]]] = {
     "tinygptv": tinygptv.convert,
     "minigpt4": minigpt4.convert,
     "artgpt4": artgpt4.convert,
-    "tablegpt2": _tablegpt2,
+    "tablegpt2": tablegpt2.convert,
+    "mplug2": mplug2.convert,
 }
 
 

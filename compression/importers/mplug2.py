@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from api_schemas.errors import InvalidCheckpoint
+from api_schemas.imports import MPlug2Import
 from compression.importers.ledger import Key, Ledger, shapes_of
 from compression.importers.mplug2_files import PROMPT, BertSizes, read_sizes, read_tokenizer
 from compression.importers.mplug2_names import VISUAL, origin_of
@@ -24,7 +25,6 @@ from preflight.checkpoint import open_checkpoint
 from preflight.strict_json import shown
 
 NAME, ROLE = "mplug2", "checkpoint"
-Task = Literal["caption", "question"]
 RULES = {
     "clip_text_tower": "CLIP's text half, which only set initial values",
     "clip_projection": "from vision to CLIP's shared space, which no task here uses",
@@ -45,41 +45,31 @@ TIED = {
 }
 
 
-def import_mplug2(
-    checkpoint: Path, bert_config: Path, tokenizer: Path, target: Path, *, task: Task, frames: int = 16
-) -> dict[str, Any]:
-    """Import a published file into the folder `target`, which must not exist and appears complete or not at all.
-
-    Args:
-        checkpoint: `mPLUG2_…_Caption.pth` or `mPLUG2_…_QA.pth`.
-        bert_config: `configs/config_bert_large_text.json` of the authors' repository, which alone says how many heads.
-        tokenizer: a folder with bert-large-uncased's tokenizer.
-        target: where to.
-        task: what the checkpoint was trained for.
-        frames: of a clip, as it was trained.
-
-    Returns:
-        The ledger's record, as written.
+def convert(request: MPlug2Import, target: Path) -> dict[str, Any]:
+    """Write the model folder `target`, which must not exist; return the record of the import that lies in it.
 
     Raises:
+        NotFound: `file_not_found`.
         InvalidCheckpoint: what `open_source`, `read_sizes`, `read_tokenizer` and `Ledger.balance` raise; `wrong_task`,
             `unsupported_video_encoder`, `untied_head`, `duplicate_tensor`.
         Conflict: `target_exists`.
     """
-    source = open_source(checkpoint, ROLE)
+    source = open_source(Path(request.checkpoint), ROLE)
     names = _canonical_names(source)
-    _check_task(source, names, task)
-    sizes, words = read_sizes(bert_config), read_tokenizer(tokenizer)
-    config = _config(source, names, sizes, task, frames, words)
+    _check_task(source, names, request.task)
+    sizes, words = read_sizes(Path(request.bert_config)), read_tokenizer(Path(request.tokenizer))
+    config = _config(source, names, sizes, request, words)
     targets = shapes_of((n, t) for n, t in empty_model(config).state_dict().items() if n not in TIED)
     ledger = Ledger(NAME, {ROLE: source}, RULES)
     _use(ledger, targets, names, config, sizes)
     _drop(ledger, source, names, config, sizes)
     ledger.balance(targets)
+    saved = [{"what": rule, "bytes": size} for rule, size in ledger.dropped_bytes().items() if size]
+    notes = {"task": request.task, "savings": sorted(saved, key=lambda one: -int(str(one["bytes"])))}
     with new_folder(target) as unfinished:
         config.save_pretrained(unfinished)
         words.save_pretrained(unfinished)
-        record = write_weights(ledger, targets, unfinished, _dtypes(ledger))
+        record = write_weights(ledger, targets, unfinished, _dtypes(ledger), notes=notes)
         open_checkpoint(unfinished)
     return record
 
@@ -96,7 +86,7 @@ def _canonical_names(source: Source) -> dict[str, str]:
     return names
 
 
-def _check_task(source: Source, names: Mapping[str, str], task: Task) -> None:
+def _check_task(source: Source, names: Mapping[str, str], task: str) -> None:
     twins = [names[name] for name in names if _matches(TWINS, name)]
     if twins and task == "caption":
         message = (
@@ -110,7 +100,7 @@ TWINS = r"(visual_encoder|text_encoder|fusion_encoder|text_decoder|visn_emb_norm
 
 
 def _config(
-    source: Source, names: Mapping[str, str], sizes: BertSizes, task: Task, frames: int, words: Any
+    source: Source, names: Mapping[str, str], sizes: BertSizes, request: MPlug2Import, words: Any
 ) -> MPlug2Config:
     patches, positions = f"{VISUAL}.conv1.weight", f"{VISUAL}.positional_embedding"
     for name in (patches, positions):
@@ -130,14 +120,14 @@ def _config(
     found = (re.match(rf"{VISUAL}\.transformer\.resblocks\.(\d+)\.", name) for name in names)
     blocks = 1 + max((int(one[1]) for one in found if one is not None), default=-1)
     vision = {"width": shape[0], "patch": shape[3], "image": side * shape[3], "blocks": blocks}
-    caption = task == "caption"
+    caption = request.task == "caption"
     config = MPlug2Config(
-        task=task,
+        task=request.task,
         vision=vision,
         text=sizes.text(layers=sizes.universal if caption else sizes.text_layers),
         fusion_layers=0 if caption else sizes.fusion_run,
         decoder=sizes.decoder(words.pad_token_id),
-        frames=frames,
+        frames=request.frames,
         beams={"start": words.cls_token_id, "end": words.sep_token_id},
         prompt=PROMPT if caption else "",
     )

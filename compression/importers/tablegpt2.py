@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, Qwen2ForCausalLM
 
 from api_schemas.errors import InvalidCheckpoint
+from api_schemas.imports import TableGpt2Import
 from compression.importers.ledger import Key, Ledger, shapes_of
 from compression.importers.sources import PICKLED, Source, open_source
 from compression.importers.tablegpt2_config import (
@@ -67,17 +68,16 @@ SIDE_FILES = (
 )
 
 
-def import_tablegpt2(folder: Path, target: Path) -> dict[str, Any]:
-    """Import a published folder into `target`, which must not exist and appears complete or not at all.
-
-    Returns:
-        The ledger's record, as written.
+def convert(request: TableGpt2Import, target: Path) -> dict[str, Any]:
+    """Write the model folder `target`, which must not exist; return the record of the import that lies in it.
 
     Raises:
+        NotFound: `file_not_found`.
         InvalidCheckpoint: what `read_config`, `open_source` and `Ledger.balance` raise; `two_layouts`,
             `table_tokenizer_missing`, `chat_template_missing`.
         Conflict: `target_exists`.
     """
+    folder = Path(request.folder)
     config = read_config(folder)
     sources = _open(folder, config)
     ledger, made, targets = _balanced(config, sources)
@@ -85,7 +85,7 @@ def import_tablegpt2(folder: Path, target: Path) -> dict[str, Any]:
         made.save_pretrained(unfinished)
         _copy_side_files(folder, unfinished, config)
         write_json(unfinished / RULE_FILE, table_rule(config).model_dump(mode="json", exclude_defaults=True))
-        record = write_weights(ledger, targets, unfinished, _dtypes(ledger))
+        record = write_weights(ledger, targets, unfinished, _dtypes(ledger), notes=_notes(ledger, config, made))
         _check_chat(unfinished)
     return record
 
@@ -238,6 +238,27 @@ def _summary(ledger: Ledger, settings: Mapping[str, Any]) -> dict[str, Callable[
     return {"table_encoder.summary.score.weight": use_scores, "table_encoder.summary.value.weight": use_values}
 
 
+def _notes(ledger: Ledger, config: Mapping[str, Any], made: Any) -> dict[str, Any]:
+    """What the record says beside the account: which of the published models this is, and what became smaller."""
+    found = [{"what": rule, "bytes": size} for rule, size in ledger.dropped_bytes().items() if size]
+    if config["model_type"] == DECODER:
+        return {"variant": "decoder only", "savings": found}
+    settings = made.table_encoder
+    if settings["kind"] == "markup":
+        return {"variant": "with table encoder, over Markdown", "savings": found}
+    query, both = (_key(ledger, f"encoder.qformer.{name}") for name in ("q", "to_kv.weight"))
+    score = ledger.make("table_encoder.summary.score.weight")
+    before = ledger.sources[query.role].bytes(query.name) + ledger.sources[both.role].bytes(both.name) // 2
+    folded = before - score.numel() * score.element_size()
+    rule = table_rule(config)
+    return {
+        "variant": "with table encoder, over cells",
+        "savings": [*found, {"what": "queries_folded_into_keys", "bytes": folded}],
+        "cells": f"encoded as they are; the original pads a table to {rule.rows} rows of {rule.columns} columns and "
+        f"each cell to {rule.tokens} tokens",
+    }
+
+
 def _dtypes(ledger: Ledger) -> Callable[[str], torch.dtype]:
     """Every tensor keeps the dtype of what it is made of."""
 
@@ -259,6 +280,9 @@ def _copy_side_files(folder: Path, unfinished: Path, config: Mapping[str, Any]) 
     if Path(where).name != where or not path.is_file():
         message = f"{folder.name} has no {where}/tokenizer.json, with which cells are read; give the complete folder"
         raise InvalidCheckpoint("table_tokenizer_missing", message, f"{where}/tokenizer.json")
+    if path.is_symlink() or path.parent.is_symlink():
+        message = f"{where}/tokenizer.json is a symbolic link, and what it names would be copied; put the file there"
+        raise InvalidCheckpoint("symlink_refused", message, f"{where}/tokenizer.json")
     shutil.copyfile(path, unfinished / TOKENIZER_FILE)
 
 

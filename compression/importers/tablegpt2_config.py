@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, Qwen2Config
 
-from api_schemas.errors import InvalidCheckpoint
+from api_schemas.errors import InvalidCheckpoint, NotFound
 from compression.runtime.tablegpt2 import TABLE_TOKEN_ID, TableGPT2Config
 from preflight.strict_json import read_object, shown
 from preflight.tables import CELLS, MARKUP, TEXT, TableRule
@@ -28,8 +28,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return config.json of a published folder.
 
     Raises:
+        NotFound: `file_not_found`: there is no such folder.
         InvalidCheckpoint: `missing_config`, `invalid_config`, or `not_tablegpt2`: of another model.
     """
+    if not folder.is_dir():
+        raise NotFound("file_not_found", f"folder: there is no folder {folder}; give the authors' folder", "folder")
     if not (folder / CONFIG).is_file():
         raise InvalidCheckpoint("missing_config", f"{folder.name} has no {CONFIG}; give the complete folder", CONFIG)
     config = read_object(folder / CONFIG, "invalid_config")

@@ -24,7 +24,7 @@ Role = Annotated[str | None, typer.Option(show_default=False)]
 
 
 def import_model(
-    family: Annotated[str, typer.Argument(help="tinygptv, minigpt4, artgpt4 or tablegpt2.")],
+    family: Annotated[str, typer.Argument(help="tinygptv, minigpt4, artgpt4, tablegpt2 or mplug2.")],
     name: Annotated[str | None, typer.Option(help="Id of the model on the server.")] = None,
     to: Annotated[Path | None, typer.Option(help="Instead of a server: write this folder here (needs torch).")] = None,
     language: Annotated[str | None, typer.Option(help="Folder of the language model.")] = None,
@@ -32,6 +32,9 @@ def import_model(
     q_former: Annotated[str | None, typer.Option(help="blip2_pretrained_flant5xxl.pth.")] = None,
     delta: Annotated[str | None, typer.Option(help="The authors' own file.")] = None,
     folder: Annotated[str | None, typer.Option(help="tablegpt2: the published folder.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="mplug2: the authors' file.")] = None,
+    bert_config: Annotated[str | None, typer.Option(help="mplug2: config_bert_large_text.json.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="mplug2: folder of bert-large-uncased's tokenizer.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="A further field of the request, NAME=VALUE (stage=4, template=inst); repeatable."),
@@ -44,6 +47,7 @@ def import_model(
     if (name is None) == (to is None):
         raise typer.BadParameter("give either --name, for the server, or --to, for a folder here")
     roles = {"language": language, "vision": vision, "q_former": q_former, "delta": delta, "folder": folder}
+    roles |= {"checkpoint": checkpoint, "bert_config": bert_config, "tokenizer": tokenizer}
     given: dict[str, Any] = {"family": family, **{role: path for role, path in roles.items() if path is not None}}
     request: ImportRequest = TypeAdapter(ImportRequest).validate_python({**given, **_settings(setting or [])})
     if to is not None:

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from api_schemas.imports import TableGpt2Import
 from api_schemas.inference import ChatRequest
 from api_schemas.recipe import Recipe
 from compression.core.artifact import Result, write_artifact
-from compression.importers.tablegpt2 import import_tablegpt2
+from compression.importers.tablegpt2 import convert
 from compression.reload import logits_of
 from preflight.checkpoint import describe, open_checkpoint
 from preflight.plans import make_plan
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         reference.decoder.model.embed_tokens.weight.mul_(0.3)
     source = original.write_original(root / "from", reference, original.cell_config(), "bin")
-    import_tablegpt2(source, root / "made")
+    convert(TableGpt2Import(family="tablegpt2", folder=str(source)), root / "made")
     return root / "made"
 
 

@@ -2,15 +2,19 @@
 
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from api_schemas.errors import InvalidRequest, NotPermitted
+from api_schemas.imports import ImportRequest
 from api_schemas.models import Model, ModelRequest
+from compression.importers.families import IMPORTERS
 from job_store.database import reading
 from job_store.models import ModelStore
 from job_store.settings import Settings
 from job_store.tables import ModelRow
+from tests import tiny_mplug2
 from tests.compression.importers.tinygptv_originals import write_originals
 from workers.fetching import Fetcher
 from workers.workplace import Workplace, open_workplace
@@ -52,6 +56,29 @@ def test_originals_become_a_model(place: Workplace, tmp_path: Path) -> None:
     store(place).delete("tgv")
     assert not place.layout.model("tgv").exists()
     assert (tmp_path / "originals" / "eva_vit_g.pth").is_file()
+
+
+def test_every_family_of_a_request_has_an_importer() -> None:
+    families = {get_args(one.model_fields["family"].annotation)[0] for one in get_args(get_args(ImportRequest)[0])}
+    assert families == set(IMPORTERS)
+
+
+def test_a_checkpoint_beside_its_sizes_and_tokenizer_becomes_a_model(place: Workplace, tmp_path: Path) -> None:
+    folder = tiny_mplug2.write_original(tmp_path / "originals", tiny_mplug2.random_weights(tiny_mplug2.MPlug2()))
+    body = {
+        "family": "mplug2",
+        "checkpoint": str(folder / "mPLUG2_tiny.pth"),
+        "bert_config": str(folder / "config_bert.json"),
+        "tokenizer": str(folder / "bert"),
+        "task": "caption",
+        "frames": 4,
+    }
+    store(place).register(ModelRequest.model_validate({"name": "tgv", "originals": body}))
+    Fetcher(place).run("tgv")
+    after = model(place)
+    assert (after.status, after.error) == ("ready", None)
+    assert after.facts is not None
+    assert after.facts.model_type == "modepress_mplug2"
 
 
 def test_what_is_wrong_with_the_files_reaches_the_user(place: Workplace, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from transformers import AutoModel, AutoTokenizer
 
 import compression.runtime  # noqa: F401  (registers mPLUG-2)
 from api_schemas.errors import InvalidCheckpoint
+from api_schemas.imports import MPlug2Import
+from compression.importers import mplug2
 from compression.importers.ledger import read_ledger
-from compression.importers.mplug2 import import_mplug2
 from compression.importers.mplug2_files import BertSizes
 from compression.runtime.beam_search import BeamSettings
 from compression.runtime.mplug2 import MPlug2Config, empty_model, frame_numbers, frame_pixels
@@ -20,10 +21,19 @@ MASK = torch.ones_like(QUESTION)
 WRITTEN = torch.tensor([[2, 5, 6, 12]])
 
 
-def convert(folder, target, task, **more):
-    return import_mplug2(
-        folder / "mPLUG2_tiny.pth", folder / "config_bert.json", folder / "bert", target, task=task, frames=4, **more
+def request_for(folder, task):
+    return MPlug2Import(
+        family="mplug2",
+        checkpoint=str(folder / "mPLUG2_tiny.pth"),
+        bert_config=str(folder / "config_bert.json"),
+        tokenizer=str(folder / "bert"),
+        task=task,
+        frames=4,
     )
+
+
+def convert(folder, target, task):
+    return mplug2.convert(request_for(folder, task), target)
 
 
 def loaded(folder):
@@ -155,6 +165,9 @@ def test_a_question_file_loses_its_twins_and_the_lower_fusion_layers(question_fo
     layers = {key.split("encoder.layer.")[1][0] for key in dropped["fusion_below"]["keys"] if "layer." in key}
     assert layers == {"0", "1"}
     assert dropped["optimizer_state"]["bytes"] == 400
+    saved = read_ledger(question_folder)["savings"]
+    assert saved[0]["what"] == "momentum_twin"
+    assert {one["what"]: one["bytes"] for one in saved}["optimizer_state"] == 400
 
 
 def test_the_real_sizes(monkeypatch):

@@ -8,10 +8,15 @@ from transformers import AutoModelForCausalLM
 
 import compression.runtime  # noqa: F401  (registers TableGPT2)
 from api_schemas.errors import InvalidCheckpoint
+from api_schemas.imports import TableGpt2Import
+from compression.importers import tablegpt2
 from compression.importers.ledger import read_ledger
-from compression.importers.tablegpt2 import import_tablegpt2
 from tests import tiny_tablegpt2 as original
 from tests.tiny_models import make_tiny_model
+
+
+def convert(folder, target):
+    return tablegpt2.convert(TableGpt2Import(family="tablegpt2", folder=str(folder)), target)
 
 
 def loaded(folder):
@@ -53,7 +58,7 @@ def imported(reference, tmp_path_factory):
     made = {}
     for layout in ("safetensors", "bin", "parts"):
         source = original.write_original(root / f"from-{layout}", reference, original.cell_config(), layout)
-        import_tablegpt2(source, made.setdefault(layout, root / layout))
+        convert(source, made.setdefault(layout, root / layout))
     return made
 
 
@@ -115,6 +120,8 @@ def test_what_was_dropped_and_folded_stands_in_the_ledger(reference, imported):
     theirs = sum(parameter.numel() for parameter in reference.parameters())
     folded = reference.encoder.qformer.q.numel() + original.HIDDEN * original.CELL  # queries and keys …
     folded -= original.QUERIES * original.HIDDEN // original.SUMMARY_HEAD_DIM * original.CELL  # … as scores
+    assert {"what": "queries_folded_into_keys", "bytes": 4 * folded} in record["savings"]
+    assert record["variant"] == "with table encoder, over cells"
     ours = sum(parameter.numel() for parameter in loaded(imported["parts"]).parameters())
     assert theirs - ours == folded + sum(p.numel() for p in head.parameters())
 
@@ -158,7 +165,7 @@ def test_the_real_sizes():
 def test_the_variant_that_reads_markdown(tmp_path):
     reference = original.random_weights(original.MarkupTableGPT(), seed=2)
     source = original.write_original(tmp_path / "source", reference, original.markup_config(), "safetensors")
-    import_tablegpt2(source, tmp_path / "made")
+    convert(source, tmp_path / "made")
     tables = [[7, 9, 4, 100, 3], [11, 2, 5]]
     prompt = [5, 6, *[original.PLACE] * 8, 9, 10]
     ids = torch.tensor([tables[0], [*tables[1], 0, 0]])
@@ -174,8 +181,9 @@ def test_the_variant_that_reads_markdown(tmp_path):
 @torch.inference_mode()
 def test_the_decoder_alone(tmp_path):
     source = make_tiny_model(tmp_path / "source", "qwen2", seed=7)
-    record = import_tablegpt2(source, tmp_path / "made")
+    record = convert(source, tmp_path / "made")
     assert not record["dropped"]
+    assert record["variant"] == "decoder only"
     tokens = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(loaded(tmp_path / "made")(tokens).logits, loaded(source)(tokens).logits)
     assert json.loads((tmp_path / "made" / "tables.json").read_text()) == {"rule": "text", "rows": 5}
@@ -191,7 +199,7 @@ def broken(tmp_path, reference, change, layout="bin"):
         torch.save(state, folder / "pytorch_model.bin")
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidCheckpoint) as caught:
-        import_tablegpt2(folder, tmp_path / "made")
+        convert(folder, tmp_path / "made")
     assert not (tmp_path / "made").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
     return caught.value
@@ -243,7 +251,7 @@ def test_a_part_that_is_absent(tmp_path, reference):
     folder = original.write_original(tmp_path / "source", reference, original.cell_config(), "parts")
     (folder / "projector.bin").unlink()
     with pytest.raises(Exception, match=r"projector\.bin") as caught:
-        import_tablegpt2(folder, tmp_path / "made")
+        convert(folder, tmp_path / "made")
     assert caught.value.code == "file_not_found"
 
 
@@ -274,6 +282,17 @@ def test_another_model(tmp_path, reference):
 def test_no_tokenizer_for_cells(tmp_path, reference):
     error = broken(tmp_path, reference, lambda _, __, folder: (folder / "encoder" / "tokenizer.json").unlink())
     assert error.code == "table_tokenizer_missing"
+
+
+def test_a_link_to_elsewhere_is_not_followed(tmp_path, reference):
+    (tmp_path / "secret.json").write_text("{}")
+
+    def link(_, __, folder):
+        (folder / "encoder" / "tokenizer.json").unlink()
+        (folder / "encoder" / "tokenizer.json").symlink_to(tmp_path / "secret.json")
+
+    error = broken(tmp_path, reference, link)
+    assert (error.code, error.param) == ("symlink_refused", "encoder/tokenizer.json")
 
 
 def test_no_chat_template(tmp_path, reference):

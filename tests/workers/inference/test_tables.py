@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 
 from api_schemas.errors import InvalidCheckpoint, InvalidRequest
+from api_schemas.imports import TableGpt2Import
 from api_schemas.inference import ChatRequest
 from api_schemas.table_parts import Table
-from compression.importers.tablegpt2 import import_tablegpt2
+from compression.importers.tablegpt2 import convert
 from preflight.checkpoint import describe, open_checkpoint
 from tests import tiny_tablegpt2 as original
 from tests.tiny_models import make_tiny_model
@@ -82,8 +83,9 @@ def folders(tmp_path_factory, references):
     configs = {"cells": original.cell_config(), "markup": original.markup_config()}
     for name, config in configs.items():
         source = original.write_original(root / "from" / name, references[name], config, "bin")
-        import_tablegpt2(source, root / name)
-    import_tablegpt2(make_tiny_model(root / "from" / "text", "qwen2"), root / "text")
+        convert(TableGpt2Import(family="tablegpt2", folder=str(source)), root / name)
+    plain = make_tiny_model(root / "from" / "text", "qwen2")
+    convert(TableGpt2Import(family="tablegpt2", folder=str(plain)), root / "text")
     return {name: root / name for name in (*configs, "text")} | {"bare": make_tiny_model(root / "bare")}
 
 
