@@ -1,6 +1,6 @@
 """The before/after report: for machines, complete, immutable. Every number in it was measured in this job."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -84,6 +84,19 @@ class ModuleReport(Frozen):
     ] = None
 
 
+class Rerun(Frozen):
+    """A block that looked wrong and was solved again."""
+
+    reason: str
+    verdict: Annotated[
+        Literal["correct", "transient"],
+        Field(description="`correct`: the same to the bit; `transient`: another result, which a third run confirmed"),
+    ]
+    errors: Annotated[
+        tuple[float | None, ...], Field(description="relative output error of each run; null where not finite")
+    ]
+
+
 class BlockReport(Frozen):
     """What one step of the recipe did to one decoder block, what it cost and what it lost."""
 
@@ -108,6 +121,7 @@ class BlockReport(Frozen):
     ] = None
     seconds: float
     modules: tuple[ModuleReport, ...]
+    rerun: Annotated[Rerun | None, Field(description="null where nothing looked wrong")] = None
 
 
 class StepReport(Frozen):

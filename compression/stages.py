@@ -48,7 +48,7 @@ class Stages:
             yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
-    def block(self, message: str, index: int, of: int, **data: float) -> None:
+    def block(self, message: str, index: int, of: int, **data: float | str) -> None:
         """Say that step `index` of `of` in the current stage is done."""
         low, high = SPANS[self._stage]
         part, parts = self._part
@@ -77,8 +77,12 @@ class Stages:
 
     def announce(self, notes: Iterable[str], warnings: Iterable[str]) -> None:
         """Say what the plan notes and what a user should know now; the report repeats the warnings."""
-        percent = SPANS[self._stage][0]
+        percent = self._forward(SPANS[self._stage][0])
         for level, messages in (("info", notes), ("warn", warnings)):
             for message in messages:
                 event = {"level": level, "message": message, "stage": self._stage, "percent": percent, "data": {}}
                 self._sink.emit(ProgressEvent.model_validate(event))
+
+    def warn(self, message: str) -> None:
+        """Say what a user should know of the block just finished."""
+        self.announce((), (message,))

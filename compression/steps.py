@@ -4,8 +4,11 @@ structure  narrows the blocks of the original                     blocks under t
 quantize   codes for the linears of what is there by then        blocks under `quantized` inside it
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from api_schemas.methods import GptqConfig, Int8Config, Nf4Config, QuantizationConfig
 from api_schemas.plans import BlockShape
@@ -64,17 +67,16 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
             method = choose_method(exact, ready, store, stages)
             require_met(asked.checkpoint, ready.family, recipe.structure, tuple(method.shapes))
             with stages.stage("compressing", f"compressing {model.blocks} blocks"):
-                walker = choose_walker(exact, ready, method, store)
-                reports += _walk(model, walker, store, stages, 0, total)
+                start = partial(choose_walker, exact, ready, method, store)
+                kind = f"{recipe.structure.method} {recipe.structure.mode} {recipe.structure.layout}"
+                reports += _walk(model, start, store, stages, _Pass(0, total, _kind(kind, ready)))
         model, shapes = NarrowedModel(ready.model, method, store), method.shapes
     if (step := recipe.quantization) is not None:
         last = FolderBlockStore(store.folder / "quantized", store.group)
         said = f"quantising the linears of {model.blocks} blocks by {step.method}"
         with stages.stage("quantizing", said), ready.model.products_in(recipe.calibration.forward):
-            hidden = ready.calibration.embed(model, ready.share.windows)
-            kept = _kept(recipe, step, ready, shapes)
-            stream = LinearStream(model, linear_method(step), hidden, ready.share, kept=kept)
-            reports += _walk(model, stream, last, stages, total - 1, total)
+            stream = partial(_linear_stream, model, recipe, step, ready, shapes)
+            reports += _walk(model, stream, last, stages, _Pass(total - 1, total, _kind(step.method, ready)))
         model = QuantizedModel(model, last)
     for one in (store, last):
         one.part_()
@@ -99,12 +101,39 @@ def _kept(
     return kept_parts(linears, len(shapes))
 
 
+def _linear_stream(
+    model: Streamed, recipe: Recipe, step: QuantizationConfig, ready: Prepared, shapes: Sequence[BlockShape]
+) -> LinearStream:
+    """A quantisation's walker at the embeddings."""
+    hidden = ready.calibration.embed(model, ready.share.windows)
+    kept = _kept(recipe, step, ready, shapes)
+    return LinearStream(model, linear_method(step), hidden, ready.share, kept=kept)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Which walk it is: step `number` of `total`, and what its blocks' times may be compared with."""
+
+    number: int
+    total: int
+    kind: str
+
+
+def _kind(method: str, ready: Prepared) -> str:
+    """Blocks of one kind take the same time on equal workers: method, model's sizes, text, threads."""
+    size, (windows, length) = ready.model.size, ready.calibration.tokens.shape
+    sizes = f"hidden {size.hidden}, mlp {size.mlp_width}x{size.experts}, heads {size.heads}/{size.kv_heads}"
+    return f"{method}, {sizes}x{size.head_dim}, {windows} windows of {length}, {torch.get_num_threads()} threads"
+
+
 def _walk(
-    model: Streamed, walker: Walker, store: BlockStore, stages: Stages, number: int, total: int
+    model: Streamed, start: Callable[[], Walker], store: FolderBlockStore, stages: Stages, walk: _Pass
 ) -> list[BlockReport]:
     reports: list[BlockReport] = []
+    number, total = walk.number, walk.total
     said = f"step {number + 1} of {total}, " if total > 1 else ""
-    for report in compress_blocks(model, walker, store, number):
+    again = start if store.group.size == 1 else None
+    for report in compress_blocks(model, start(), store, number, again=again):
         reports.append(report)
         done = f"{report.sparsity:.1%} removed" if stages.name == "compressing" else f"{_shrunk(report):.1%} smaller"
         stages.block(
@@ -114,7 +143,10 @@ def _walk(
             step=number,
             seconds=report.seconds,
             relative_output_error=report.relative_output_error,
+            **({"kind": walk.kind} if report.block in store.solved_here and report.rerun is None else {}),
         )
+        if report.rerun is not None:
+            stages.warn(f"block {report.block + 1} was solved again: {report.rerun.reason}; {report.rerun.verdict}")
     return reports
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedColumn, mapped_column
 
 from api_schemas.keys import DEFAULT_OWNER
@@ -244,3 +244,19 @@ class WorkerRow(Base):
     slow_blocks: Mapped[int] = mapped_column(Integer)
     checks: Mapped[dict[str, Any]]
     seconds: Mapped[float] = mapped_column(Float)
+
+
+class BlockTimeRow(Base):
+    """How long a worker took for one block; of each kind and class of worker the latest are kept."""
+
+    __tablename__ = "block_times"
+    __table_args__ = (Index("block_times_by_kind", "worker_class", "kind", "id"),)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    at: Mapped[float] = mapped_column(Float)
+    job_id: Mapped[str] = mapped_column(String(64))
+    block: Mapped[int] = mapped_column(Integer)
+    worker_id: Mapped[str | None] = mapped_column(String(64))
+    worker_class: Mapped[str] = mapped_column(String(256))
+    kind: Mapped[str] = mapped_column(String(400))
+    seconds: Mapped[float] = mapped_column(Float)
+    slow: Mapped[bool] = mapped_column(Boolean)

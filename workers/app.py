@@ -1,6 +1,7 @@
 """The Celery application: settings only. It carries ids; the database owns the jobs."""
 
 import logging
+import os
 from typing import Any
 
 from celery import Celery
@@ -19,7 +20,7 @@ from job_store.queue import QUEUES
 from job_store.settings import Settings
 from workers import logs, shutdown
 from workers.self_check import Presence, check_worker
-from workers.workplace import open_workplace
+from workers.workplace import WORKER_ID, open_workplace
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def _look_at_oneself(sender: str, instance: Any, **_: Any) -> None:
     try:
         place = open_workplace(SETTINGS)
         _worker_id, standing = check_worker(place, sender)
+        os.environ[WORKER_ID] = _worker_id
         place.engine.dispose()
     except (SQLAlchemyError, OSError, ValueError) as error:  # Celery would log it and go on, unchecked
         raise SystemExit(f"the self-check could not be made ({type(error).__name__}: {error})") from error

@@ -20,6 +20,7 @@ from job_store.leases import Claim
 from job_store.trace_files import WATCH_THREAD, TraceFile
 from workers.child import ChildProcess
 from workers.description import EXIT_FAILED, EXIT_OK, STACKS
+from workers.stragglers import BlockWatch
 from workers.vital_signs import VitalSigns
 from workers.workplace import Workplace
 
@@ -69,6 +70,7 @@ class Watch:
         self._started = time.monotonic()
         self._renewed = self._looked = self._beaten = self._said = self._started
         self._kill_at: float | None = None
+        self._blocks = BlockWatch(place, claim)
         self._unsaid: deque[ProgressEvent] = deque()
         self.cause: Cause | None = None
 
@@ -197,4 +199,4 @@ class Watch:
             if not held:
                 self._stop("fenced")
                 return
-            self._unsaid.popleft()
+            self._blocks.look(self._unsaid.popleft())

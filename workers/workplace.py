@@ -3,7 +3,7 @@
 import os
 import socket
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from sqlalchemy import Engine
@@ -12,6 +12,8 @@ from job_store.database import make_engine, upgrade
 from job_store.layout import Layout
 from job_store.leases import LeaseStore
 from job_store.settings import Settings
+
+WORKER_ID = "MODEPRESS_WORKER_ID"  # set by a worker's main process for those that it forks
 
 
 def _owner() -> str:
@@ -27,6 +29,7 @@ class Workplace:
     layout: Layout
     leases: LeaseStore
     owner: str = field(default_factory=_owner)
+    worker_id: str | None = None
 
 
 def open_workplace(settings: Settings) -> Workplace:
@@ -40,4 +43,4 @@ def open_workplace(settings: Settings) -> Workplace:
 @lru_cache(maxsize=1)
 def workplace() -> Workplace:
     """Return this process's workplace, from the environment."""
-    return open_workplace(Settings())
+    return replace(open_workplace(Settings()), worker_id=os.environ.get(WORKER_ID))

@@ -39,7 +39,11 @@ def sync_folder(folder: Path) -> None:
 
 
 class FolderBlockStore:
-    """Blocks under one folder, one per recipe fingerprint."""
+    """Blocks under one folder, one per recipe fingerprint.
+
+    Attributes:
+        solved_here: indices of those that this process has put there; the others come from earlier attempts.
+    """
 
     def __init__(self, folder: Path, group: Group | None = None, *, statistics: Path | None = None) -> None:
         """Create the folder where it is absent; every method is called by all ranks of the group.
@@ -50,6 +54,7 @@ class FolderBlockStore:
             statistics: where what was measured of the original is kept, when several stores share it.
         """
         self.folder, self.statistics, self.group = folder, statistics or folder, group or Alone()
+        self.solved_here: set[int] = set()
         if self.group.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -73,6 +78,7 @@ class FolderBlockStore:
         """
         with span("write", block=result.index):
             self._put(result)
+        self.solved_here.add(result.index)
 
     def _put(self, result: BlockResult) -> None:
         tensors, record = self._paths(result.index)

@@ -12,10 +12,11 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from api_schemas.reports import BlockReport, CountBeforeAfter
+from api_schemas.reports import BlockReport, CountBeforeAfter, Rerun
 from compression.core.packed_forms import count_bytes, count_parameters
 from compression.core.parallel import WHOLE, Group, Share, share_of
 from compression.core.protocols import BlockResult, BlockStore, Method, Step, Streamed, Walker
+from compression.core.rerun import Careful
 from compression.core.statistics import BlockStatistics
 from compression.core.streamed_model import StreamedModel
 from compression.core.taps import silenced
@@ -98,7 +99,14 @@ def profile(
 
 
 @torch.inference_mode()
-def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: int = 0) -> Iterator[BlockReport]:
+def compress_blocks(
+    model: Streamed,
+    walker: Walker,
+    store: BlockStore,
+    step: int = 0,
+    *,
+    again: Callable[[], Walker] | None = None,
+) -> Iterator[BlockReport]:
     """Walk the decoder once: solve block i, keep it, and hand its outputs to block i + 1.
 
     Args:
@@ -106,23 +114,28 @@ def compress_blocks(model: Streamed, walker: Walker, store: BlockStore, step: in
         walker: hidden states with a method.
         store: where finished blocks are kept; blocks it has are passed, not solved again.
         step: number of the recipe's step, for the report.
+        again: makes a fresh walker for a block that looks wrong (see `rerun`); None solves nothing twice.
     """
+    careful = Careful(walker, model.block_state, again, store)
+    del walker  # whoever solves again needs its memory
     last = max((index for index in range(model.blocks) if store.get(index) is None), default=-1)
     for index in range(model.blocks):
         result = store.get(index)
         if result is None:
             with span("other", "block", block=index, step=step):
                 started = time.perf_counter()
-                state = model.block_state(index)
-                result = _result(step, index, state, walker.solve_(index, state), started)
+                solved, rerun = careful.solve_(index)
+                result = _result(step, index, careful.state, solved, started, rerun)
                 store.put(result)
         elif index < last:  # beyond it nobody needs the hidden states any more
             with span("other", "replay", block=index, step=step):
-                walker.replay_(index, result)
+                careful.replay_(index, result)
         yield result.report
 
 
-def _result(number: int, index: int, state: dict[str, Tensor], step: Step, started: float) -> BlockResult:
+def _result(
+    number: int, index: int, state: dict[str, Tensor], step: Step, started: float, rerun: Rerun | None
+) -> BlockResult:
     new = step.solution.state
     before, after = count_parameters(state), count_parameters(new)
     report = BlockReport(
@@ -136,6 +149,7 @@ def _result(number: int, index: int, state: dict[str, Tensor], step: Step, start
         stream_error=step.stream_error,
         seconds=time.perf_counter() - started,
         modules=step.solution.modules,
+        rerun=rerun,
     )
     return BlockResult(index, new, report)
 

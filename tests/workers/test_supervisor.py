@@ -218,3 +218,17 @@ def test_what_a_dead_worker_left_is_swept_once_the_job_has_ended(
     write_whole(place.layout.model(name) / "config.json", b"{}")
     sweep(place.engine, place.layout)
     assert nothing_left(place, job)
+
+
+def test_a_slow_block_is_said(place: Workplace, jobs: JobStore, job: Job, script: Script) -> None:
+    command = script(f"""
+for number, seconds in enumerate([1.0] * 6 + [2.0, 1.0]):
+    say(f"block {{number}}", block=number, data={{"kind": "k", "seconds": seconds}})
+say("from an earlier attempt", block=9, data={{"seconds": 9.0}})
+{FAULT}""")
+    Supervisor(place, command=command).run(job.id)
+    slow = [
+        (event.message, event.data) for event in jobs.events(job.id, after=0, limit=100).data if event.level == "warn"
+    ]
+    assert [message for message, _ in slow] == ["Block 7 was slow: 2 s, where the median is 1 s"]
+    assert slow[0][1]["straggler"] is False
