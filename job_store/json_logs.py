@@ -1,12 +1,27 @@
-"""Logs of the worker: one JSON object a line, on standard output."""
+"""Logs as one JSON object a line, on standard output, with the ids of the request and the job they are about."""
 
 import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*@")
+SERVER_LOGS = ("uvicorn", "uvicorn.access", "uvicorn.error")  # they bring handlers of their own
+_ids: ContextVar[dict[str, str] | None] = ContextVar("ids", default=None)
+
+
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """Let every record inside, of this thread or task, carry these ids (`request_id`, `job_id`)."""
+    token = _ids.set({**(_ids.get() or {}), **ids})
+    try:
+        yield
+    finally:
+        _ids.reset(token)
 
 
 class JsonLine(logging.Formatter):
@@ -19,6 +34,7 @@ class JsonLine(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "process": record.process,
+            **(_ids.get() or {}),
             "message": CREDENTIALS.sub("***@", record.getMessage()),
         }
         if record.exc_info:
@@ -34,3 +50,7 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells every process what version the schema has
+    for name in SERVER_LOGS:
+        server = logging.getLogger(name)
+        server.handlers.clear()
+        server.propagate = True

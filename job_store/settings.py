@@ -75,6 +75,9 @@ class Settings(BaseSettings):
         "", description="hosts webhooks may reach though they are not on the public internet, joined by ','"
     )
     log_level: str = Field("INFO", description="of all processes")
+    log_format: Literal["plain", "json"] = Field(
+        "plain", description="of the API: json has one object a line, with request and job ids; workers always do"
+    )
 
     @property
     def resolved_home(self) -> Path:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from job_store import json_logs
 from job_store.database import upgrade
 from job_store.messenger import Messenger
 from job_store.reaper import Reaper
@@ -58,6 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings()
     require_safe_address(settings)
+    if settings.log_format == "json":
+        json_logs.configure(settings.log_level)
     stores = make_stores(settings)
     app = FastAPI(
         title="Modepress",

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api_schemas.errors import ErrorBody
+from job_store.json_logs import about
 from service.errors import render
 from service.metrics import Metrics
 
@@ -46,7 +47,8 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, labelled)
+            with about(request_id=request_id):
+                await self._app(scope, receive, labelled)
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception:

@@ -62,7 +62,7 @@ def make_stores(settings: Settings) -> Stores:
         keys=KeyStore(engine),
         quotas=QuotaStore(engine, settings.quota),
         audit=AuditLog(engine),
-        metrics=Metrics(engine),
+        metrics=Metrics(engine, settings),
         inference=httpx.AsyncClient(
             base_url=settings.inference_url,
             timeout=httpx.Timeout(FIRST_TOKEN_SECONDS, connect=5.0),

@@ -1,5 +1,6 @@
 """From a recipe to a queued job: planned first, refused by name when something stands in the way."""
 
+import logging
 import shutil
 from typing import Literal
 
@@ -8,11 +9,14 @@ from api_schemas.errors import InvalidRecipe, ModepressError
 from api_schemas.jobs import Job, JobRequest
 from api_schemas.plans import Blocker, Plan
 from api_schemas.recipe import Recipe
+from job_store.json_logs import about
 from job_store.model_paths import resolve_text_under_roots
 from job_store.sending import require_broker, send
 from preflight.checkpoint import open_checkpoint
 from preflight.plans import make_plan, recipe_hash
 from service.deps import Stores
+
+logger = logging.getLogger(__name__)
 
 
 def plan(stores: Stores, model: str, recipe: Recipe) -> Plan:
@@ -56,6 +60,8 @@ def submit(stores: Stores, request: JobRequest, idempotency_key: str | None) -> 
         request, recipe_hash=fingerprint, idempotency_key=idempotency_key, artifact_bytes=drawn.bytes_after
     )
     if created:
+        with about(job_id=job.id):
+            logger.info("job %s was submitted", job.id)
         send(job.id, "compress", stores.settings)
     return job, created
 

@@ -15,10 +15,11 @@ from celery.signals import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from job_store import json_logs
 from job_store.broker import REDIS_OPTIONS, VISIBILITY_SECONDS, broker_options
 from job_store.queue import QUEUES
 from job_store.settings import Settings
-from workers import logs, shutdown
+from workers import shutdown
 from workers.self_check import Presence, check_worker
 from workers.workplace import WORKER_ID, open_workplace
 
@@ -57,7 +58,7 @@ if SETTINGS.broker_url is not None:
 
 @setup_logging.connect
 def _configure_logs(**_: Any) -> None:
-    logs.configure(SETTINGS.log_level)
+    json_logs.configure(SETTINGS.log_level)
 
 
 @worker_init.connect

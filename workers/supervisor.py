@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api_schemas.errors import ErrorBody, ModepressError, Unavailable
 from api_schemas.jobs import Usage
+from job_store.json_logs import about
 from job_store.layout import remove_tree
 from job_store.leases import Claim, Ending
 from job_store.leftovers import clear_job
@@ -55,6 +56,10 @@ class Supervisor:
 
     def run(self, job_id: str) -> None:
         """Do a job to its end, unless somebody else holds it or it has ended. Safe to call twice."""
+        with about(job_id=job_id):
+            self._run(job_id)
+
+    def _run(self, job_id: str) -> None:
         claim = self._place.leases.claim(job_id, self._place.owner, self._place.settings.lease_seconds)
         if claim is None:
             logger.info("job %s is not to be had: held, ended or gone", job_id)

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 
 from api_schemas.heartbeats import Heartbeat, Pulse
+from job_store.json_logs import CREDENTIALS
 from job_store.leases import Claim
-from workers.logs import CREDENTIALS
 from workers.workplace import Workplace
 
 KEYWORDS = {

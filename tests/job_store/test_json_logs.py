@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 
-from workers.logs import JsonLine
+from job_store.json_logs import JsonLine, about
 
 
 def test_a_record_is_one_line_without_credentials() -> None:
@@ -18,3 +18,13 @@ def test_a_record_is_one_line_without_credentials() -> None:
     entry = json.loads(line)
     assert (entry["level"], entry["message"]) == ("ERROR", "lost redis://***@host/0")
     assert "second line" in entry["error"]
+
+
+def test_records_carry_the_ids_they_are_about() -> None:
+    record = logging.LogRecord("name", logging.INFO, __file__, 1, "said", (), None)
+    with about(request_id="req_1"), about(job_id="job-1"):
+        inside = json.loads(JsonLine().format(record))
+    assert (inside["request_id"], inside["job_id"]) == ("req_1", "job-1")
+    outside = json.loads(JsonLine().format(record))
+    assert "request_id" not in outside
+    assert "job_id" not in outside
