@@ -29,6 +29,7 @@ from job_store.sending import require_broker, send
 from job_store.settings import Settings
 from job_store.tables import JobRow, ModelRow
 from preflight.checkpoint import describe, open_checkpoint
+from preflight.vision import searches_answers
 
 NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP)
 
@@ -257,6 +258,8 @@ def _capabilities(row: ModelRow) -> dict[str, list[str]]:
     tasks = []
     if row.status == "ready":
         tasks = ["completion", "chat"] if (row.facts or {}).get("has_chat_template") else ["completion"]
+        if searches_answers(row.facts or {}):
+            tasks.remove("completion")
         if (row.facts or {}).get("family") is not None and not (row.facts or {}).get("blockers"):
             tasks.append("compression")
     facts = row.facts or {}

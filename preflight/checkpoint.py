@@ -37,7 +37,14 @@ from preflight.tensor_check import (
     stored_head,
 )
 from preflight.tokenizer_files import SETTINGS, TokenizerFacts, read_tokenizer
-from preflight.vision import has_processor, has_vision, image_warnings, reads_images, text_config
+from preflight.vision import (
+    has_processor,
+    has_vision,
+    image_warnings,
+    reads_images,
+    searches_answers,
+    text_config,
+)
 
 CONFIG = "config.json"
 MODEL_SETTINGS = (SETTINGS, "generation_config.json", "processor_config.json", "preprocessor_config.json")
@@ -155,7 +162,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         architecture=architecture_of(whole),
         family=family.name if family else None,
         modality=_modality(placed, whole),
-        reads_images=reads_images(whole) and has_processor(checkpoint.side_files),
+        reads_images=reads_images(whole) and (searches_answers(whole) or has_processor(checkpoint.side_files)),
         reads_tables=has_rule(checkpoint.side_files),
         parts=count_parts(placed, counted),
         parameters=sum(dtypes.values()),
@@ -179,7 +186,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
 def _modality(placed: Placed | None, config: Mapping[str, Any]) -> Literal["text", "image-text", "table-text"]:
     if placed is not None:
         return "image-text" if placed.composite.reads == "image" else "table-text"
-    return "image-text" if has_vision(config) else "text"
+    return "image-text" if has_vision(config) or searches_answers(config) else "text"
 
 
 def _setting(family: Family | None, config: Mapping[str, Any], name: str) -> Any:

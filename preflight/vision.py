@@ -42,6 +42,9 @@ UNTESTED = (
 _SEQUENCES = "an encoder beside its decoder"
 # Served as well; their processors exist for torchvision alone, so they read images only where it was installed.
 NEEDS_TORCHVISION = ("cohere2_vision", "lfm2_vl", "mistral3")
+# Their answers are searched as a whole, not written token by token; frames need no processor's files. Tested by
+# tests/workers/inference/test_video_answers.py.
+SEARCHED = ("mplug2",)
 # These read images too, and cannot be served with them: the model type has …
 NOT_SERVED = {
     "blip": _SEQUENCES,
@@ -63,9 +66,14 @@ def has_vision(config: Mapping[str, Any]) -> bool:
     return isinstance(config.get("vision_config"), Mapping)
 
 
+def searches_answers(config: Mapping[str, Any]) -> bool:
+    """Whether a model's answers are searched as a whole: from frames, and a question where it takes one."""
+    return _kind(config) in SEARCHED
+
+
 def reads_images(config: Mapping[str, Any]) -> bool:
     """Whether the inference process serves this checkpoint with its images (given a processor)."""
-    return has_vision(config) and _kind(config) in (*TESTED, *UNTESTED)
+    return searches_answers(config) or (has_vision(config) and _kind(config) in (*TESTED, *UNTESTED))
 
 
 def loads_with_vision(config: Mapping[str, Any]) -> bool:
@@ -96,6 +104,9 @@ def why_no_images(config: Mapping[str, Any]) -> str | None:
 def image_warnings(config: Mapping[str, Any], files: Sequence[str]) -> tuple[str, ...]:
     """Say in plain words what will and what will not work with this checkpoint's images; nothing for text models."""
     name = _kind(config)
+    if searches_answers(config):
+        takes = "frames and one question" if config.get("task") == "question" else "frames alone"
+        return (f"it can be served: chat takes one message with {takes}",)
     if not has_vision(config):
         return ()
     if (why := why_no_images(config)) is not None:

@@ -11,6 +11,11 @@ from preflight.strict_json import read_object, shown
 
 PROMPT = "a video of"  # captions were learned behind it; what comes before and with it is cut off
 UNIVERSAL, LATENTS = 2, 50  # written into the published code
+# What the model reads of a message: the words of a question. Frames stand in the message's parts.
+CHAT_TEMPLATE = (
+    "{%- set content = messages[0].content -%}{%- if content is string -%}{{ content }}{%- else -%}"
+    "{%- for part in content -%}{%- if part.type == 'text' -%}{{ part.text }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+)
 FIXED = {"hidden_act": "gelu", "num_uni_layer": UNIVERSAL}
 
 
@@ -126,10 +131,12 @@ def read_tokenizer(folder: Path) -> Any:
         message = f"tokenizer: {folder} has neither tokenizer.json nor vocab.txt; give bert-large-uncased's folder"
         raise NotFound("file_not_found", message, "tokenizer")
     try:
-        return BertTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library names no common base for what a damaged folder can raise
         message = f"tokenizer: {folder.name} cannot be read: {type(error).__name__}: {error}; download it again"
         raise InvalidCheckpoint("tokenizer_missing", message, "tokenizer") from error
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def _count(path: Path, config: dict[str, Any], name: str) -> int:

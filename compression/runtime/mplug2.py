@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForImageTextToText,
     BertConfig,
     BertLMHeadModel,
     DynamicCache,
@@ -218,6 +219,7 @@ def register() -> None:
     """Make the Auto classes know it; safe to call twice."""
     AutoConfig.register(MODEL_TYPE, MPlug2Config, exist_ok=True)
     AutoModel.register(MPlug2Config, MPlug2ForVideoText, exist_ok=True)
+    AutoModelForImageTextToText.register(MPlug2Config, MPlug2ForVideoText, exist_ok=True)
 
 
 def empty_model(config: MPlug2Config) -> MPlug2ForVideoText:

@@ -12,6 +12,7 @@ from workers.inference.loading import LoadedModel
 from workers.inference.sampling import Sampler
 from workers.inference.stops import StopFilter
 from workers.inference.tasks import FinishReason, GenerationTask, Piece
+from workers.inference.video_answers import searched
 
 PREFILL_CHUNK = 512  # prompt tokens read between two looks at `cancelled`
 CONTEXT_TAIL = 6  # prompt tokens that decide how the answer's first token is spaced
@@ -78,6 +79,9 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
     Raises:
         InvalidCheckpoint: `model_output_not_finite`.
     """
+    if loaded.searches:
+        yield searched(loaded, task)
+        return
     decoder, writer = _Decoder(loaded), _Writer(loaded, task)
     sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
     chunk = len(task.prompt) if task.pictures else PREFILL_CHUNK  # no cut may go through a picture

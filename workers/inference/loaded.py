@@ -41,7 +41,7 @@ def _describe(slot: Slot) -> dict[str, Any]:
         "context_length": loaded.context_length,
         "input_modalities": [
             "text",
-            *["image"] * (loaded.processor is not None),
+            *["image"] * (loaded.processor is not None or loaded.searches),
             *["table"] * (loaded.tables is not None),
         ],
         "eos_ids": sorted(loaded.eos_ids),

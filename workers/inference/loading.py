@@ -19,7 +19,7 @@ from compression.core.pack_quantized import packed_bits
 from compression.core.packed_forms import packed_linears
 from compression.core.quantized_config import is_bitsandbytes
 from preflight.checkpoint import Checkpoint, open_checkpoint
-from preflight.vision import loads_with_vision
+from preflight.vision import loads_with_vision, searches_answers
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
 from workers.inference.processors import NoProcessor, load_processor
 from workers.inference.registry import ModelSource
@@ -70,6 +70,7 @@ class LoadedModel:
         no_processor: why a model with a vision tower has none.
         stops: texts that end its answers, beside those of a request.
         tables: how it is shown tables; None where it has no rule for them.
+        searches: whether its answers are searched as a whole (`video_answers`) and not written token by token.
     """
 
     source: ModelSource
@@ -87,6 +88,7 @@ class LoadedModel:
     no_processor: NoProcessor | None = None
     stops: tuple[str, ...] = ()
     tables: TableReader | None = None
+    searches: bool = False
 
 
 def plan_load(source: ModelSource) -> LoadPlan:
@@ -124,7 +126,8 @@ def load(plan: LoadPlan) -> LoadedModel:
     start = time.monotonic()
     model = _load_weights(plan)
     tokenizer = _load_tokenizer(plan.source)
-    processor = load_processor(plan.source, tokenizer) if plan.sees else None
+    searches = searches_answers(model.config.to_dict())
+    processor = load_processor(plan.source, tokenizer) if plan.sees and not searches else None
     parameters = inspect.signature(model.forward).parameters
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return LoadedModel(
@@ -143,6 +146,7 @@ def load(plan: LoadPlan) -> LoadedModel:
         no_processor=processor if isinstance(processor, NoProcessor) else None,
         stops=tuple(getattr(model.config, "stop_strings", None) or ()),
         tables=load_table_reader(plan.source, model),
+        searches=searches,
     )
 
 
@@ -236,7 +240,7 @@ def _scales(checkpoint: Checkpoint) -> frozenset[str]:
 
 def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Generation config and tokenizer together: chat models often name their end-of-turn token in one of them only."""
-    configured = model.generation_config.eos_token_id
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
 

@@ -19,6 +19,7 @@ from workers.inference.stops import stop_strings
 from workers.inference.tables.prompting import table_inputs, table_places, write_tables
 from workers.inference.tables.reading import not_supported
 from workers.inference.tasks import GenerationTask
+from workers.inference.video_answers import video_task
 from workers.inference.vision_prompts import (
     content_parts,
     places_images,
@@ -44,6 +45,8 @@ def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageF
         InvalidRequest: `chat_template_missing`, `chat_template_error`, `context_length_exceeded`, `invalid_stop`, or
             what `vision_prompts` raises about images and `tables.prompting` about tables.
     """
+    if loaded.searches:
+        return video_task(loaded, request, images, _requested_limit(request)[0])
     refuse_unreadable(loaded, images)
     prompt, pictures = _chat_inputs(loaded, request.messages, images)
     if not prompt:
@@ -59,8 +62,12 @@ def completion_task(loaded: LoadedModel, request: CompletionRequest) -> Generati
     """Return what to generate for a completion request.
 
     Raises:
-        InvalidRequest: `empty_prompt`, `invalid_token`, `context_length_exceeded` or `invalid_stop`.
+        InvalidRequest: `empty_prompt`, `invalid_token`, `context_length_exceeded`, `invalid_stop` or
+            `completion_not_supported`.
     """
+    if loaded.searches:
+        text = f"model '{loaded.source.id}' answers about frames and continues no text; POST /v1/chat/completions"
+        raise InvalidRequest("completion_not_supported", text, "model")
     prompt = _completion_prompt(loaded, request.prompt)
     room = answer_room(loaded, len(prompt), request.max_tokens, ("max_tokens", "prompt"), COMPLETION_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
