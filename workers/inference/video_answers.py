@@ -87,9 +87,7 @@ def _refuse_sampling(loaded: LoadedModel, request: ChatRequest) -> None:
     for name, neutral in SAMPLED.items():
         value = getattr(request, name)
         if value not in (None, neutral):
-            text = (
-                f"{name} is {value}, and model '{loaded.source.id}' searches its answer without sampling; leave it out"
-            )
+            text = f"{name} is {value}, and model '{loaded.source.id}' samples nothing; leave it out"
             raise InvalidRequest("sampling_not_supported", text, name)
 
 
