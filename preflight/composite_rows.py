@@ -101,7 +101,7 @@ def _image_chat(model_type: str, architecture: str, decoder: str) -> Composite:
         model_type,
         architecture,
         vision=("vision_model.",),
-        projector=("qformer.", "query_tokens", "language_projection."),
+        projector=("qformer.", "query_tokens", "language_projection"),  # the last is a linear itself
         decoder=decoder,
         decoders=(decoder,),
         spellings=(OLD,),

@@ -117,3 +117,16 @@ def test_the_plan_says_who_loads_the_result(tmp_path: Path) -> None:
     verdicts = {row.runtime: row.status for row in plan.runtimes}
     assert verdicts["modepress"] == "verified"
     assert verdicts["transformers"] == "refused"
+
+
+def test_a_narrowed_decoder_is_quantised_and_nothing_else_is(tmp_path: Path) -> None:
+    folder = imported(tmp_path, "tinygptv")
+    steps = [
+        {"method": "modegpt", "sparsity": 0.2, "round_to": 32, "modules": ["mlp"]},
+        {"method": "gptq", "bits": 8, "group_size": 32},
+    ]
+    run(job(steps=steps), folder, tmp_path / "a")
+    written = open_checkpoint(tmp_path / "a")
+    packed = {name for name in written.tensors if name.endswith("weight_packed")}
+    assert packed
+    assert all(name.startswith("language_model.model.layers.") for name in packed)
