@@ -19,6 +19,7 @@ from compression.core.processors import still_processor
 from compression.importers.chat_files import CLIP_MEAN, CLIP_STD, MARK, TEMPLATES
 from compression.importers.ledger import read_ledger
 from compression.importers.phi_base import rows_by_head
+from compression.importers.sanity import TEXT, TOKENS, noise_warning
 from compression.importers.tinygptv import convert
 from compression.runtime.tinygptv import TinyGptvConfig, TinyGptvForConditionalGeneration
 from preflight.checkpoint import describe, open_checkpoint
@@ -173,6 +174,18 @@ def test_the_record_accounts_for_every_file_and_says_what_was_saved(stage3: tupl
 
 def _file(path: Path) -> Path:
     return path / "pytorch_model.bin" if path.is_dir() else path
+
+
+def test_a_decoder_that_guesses_is_told_from_one_that_knows(stage3: tuple[Originals, Path]) -> None:
+    _, folder = stage3
+    record = read_ledger(folder)
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"][:TOKENS]])
+    with torch.no_grad():
+        wanted = _load(folder)(input_ids=tokens, labels=tokens).loss
+    assert record["text_loss"]["nats_per_token"] == pytest.approx(float(wanted), rel=1e-4)
+    assert any(warning.startswith("answers_like_noise:") for warning in record["warnings"])  # its weights are random
+    assert noise_warning(2.8, 51200) is None
+    assert noise_warning(9.0, 51200) is not None
 
 
 def test_a_trained_q_former_wins_over_that_of_blip2(tmp_path: Path) -> None:
