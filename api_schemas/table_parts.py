@@ -14,7 +14,7 @@ class TableColumn(Frozen):
 
     name: Annotated[str, Field(max_length=1024)]
     dtype: Annotated[str, Field(min_length=1, max_length=64, description="as pandas says it: int64, float64, object …")]
-    values: Annotated[list[Cell], Field(min_length=1, max_length=1_000_000, description="null is a missing value")]
+    values: Annotated[list[Cell], Field(min_length=1, max_length=10_000, description="null is a missing value")]
     contains_nan: bool | None = None
     is_unique: bool | None = None
 
@@ -22,7 +22,7 @@ class TableColumn(Frozen):
 class Table(Frozen):
     """A table by columns."""
 
-    columns: Annotated[list[TableColumn], Field(min_length=1, max_length=10_000)]
+    columns: Annotated[list[TableColumn], Field(min_length=1, max_length=1_000)]
     name: Annotated[
         str | None,
         Field(max_length=256, description="of the dataframe: with it the model's own words are put around the table"),

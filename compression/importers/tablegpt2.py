@@ -29,6 +29,7 @@ from compression.importers.tablegpt2_config import (
     table_rule,
     whole_config,
 )
+from compression.importers.tablegpt2_names import published_name
 from compression.importers.writing import new_folder, write_json, write_weights
 from compression.runtime.tablegpt2 import empty_model
 from preflight.checkpoint import open_checkpoint
@@ -51,11 +52,6 @@ DROPPED = (
     ("causal_mask", r"encoder\.h\.\d+\.attn\.causal_mask"),
     ("rotary_table", r"(decoder\.)?model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
 )
-# Tensors of the result and of the published model: names that only differ.
-_HALVES = {"across": "0", "across_mlp": "1", "down": "2", "down_mlp": "3"}
-_ATTENTION = {"norm": "norm", "query_key_value": "fn.fn.to_qkv", "output": "fn.fn.to_out"}
-_MLP = {"norm": "norm", "up": "fn.fn.net.0", "down": "fn.fn.net.3"}
-_CODE = {"norm": "ln_1", "output": "attn.out_proj", "up": "mlp.fc_in", "down": "mlp.fc_out"}
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -124,6 +120,8 @@ def _balanced(
         _use_decoder(ledger, targets)
     else:
         _use_whole(ledger, targets, made)
+    if made.tie_word_embeddings:
+        _check_tied_head(ledger, "" if config["model_type"] == DECODER else "decoder.")
     _drop(ledger, sources, tied=made.tie_word_embeddings)
     ledger.balance(targets)
     return ledger, made, targets
@@ -135,6 +133,17 @@ def _drop(ledger: Ledger, sources: Mapping[str, Source], *, tied: bool) -> None:
         prefix = "" if role == WHOLE else f"{role}."
         for rule, pattern in rules:
             ledger.drop(role, rule, partial(_matches, pattern, prefix))
+
+
+def _check_tied_head(ledger: Ledger, prefix: str) -> None:
+    """Refuse a head that would be dropped as a copy and is none."""
+    head, embedding = (_key(ledger, prefix + name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    source = ledger.sources[head.role]
+    if head.name not in source.stored or embedding.name not in source.stored:
+        return
+    if not torch.equal(source.read(head.name), source.read(embedding.name)):
+        message = f"{source.label}: {head.name} is not {embedding.name}, though tie_word_embeddings is true; correct it"
+        raise InvalidCheckpoint("untied_head", message, head.name)
 
 
 def _matches(pattern: str, prefix: str, name: str) -> bool:
@@ -176,34 +185,7 @@ def _use_whole(ledger: Ledger, targets: Mapping[str, Any], made: Any) -> None:
         elif target.startswith("table_encoder.blocks.") and target.split(".")[3] in ("query", "key", "value"):
             _use_interleaved(ledger, target)
         else:
-            ledger.use(target, _key(ledger, _published_name(target, settings["kind"])))
-
-
-def _published_name(target: str, kind: str) -> str:
-    """What the authors call a tensor that is taken as it is."""
-    part, _, inner = target.partition(".")
-    if part == "language_model":
-        return f"decoder.{inner}"
-    if part == "projector":
-        index, _, leaf = inner.partition(".")
-        return f"projector.{'model.' if kind == 'cells' else ''}{2 * int(index)}.{leaf}"
-    if kind == "markup":
-        return _code_name(inner)
-    first, *path, leaf = inner.split(".")
-    if first == "sentence":
-        return f"encoder.st.{'.'.join(path)}.{leaf}"
-    if first == "summary":
-        return f"encoder.qformer.ff.{_MLP[path[-1]]}.{leaf}"
-    index, half, linear = path
-    named = _MLP if half.endswith("mlp") else _ATTENTION
-    return f"encoder.transformer.layers.{index}.{_HALVES[half]}.{named[linear]}.{leaf}"
-
-
-def _code_name(inner: str) -> str:
-    if inner.startswith("blocks."):
-        _, index, linear, leaf = inner.split(".")
-        return f"encoder.h.{index}.{_CODE[linear]}.{leaf}"
-    return {"tokens.weight": "encoder.wte.weight"}.get(inner, f"encoder.ln_f.{inner.rpartition('.')[2]}")
+            ledger.use(target, _key(ledger, published_name(target, settings["kind"])))
 
 
 def _use_interleaved(ledger: Ledger, target: str) -> None:

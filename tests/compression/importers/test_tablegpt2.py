@@ -189,6 +189,23 @@ def test_the_decoder_alone(tmp_path):
     assert json.loads((tmp_path / "made" / "tables.json").read_text()) == {"rule": "text", "rows": 5}
 
 
+@torch.inference_mode()
+def test_a_head_that_is_the_embedding_is_kept_once_and_another_refused(tmp_path):
+    reference = original.random_weights(original.CellTableGPT(), seed=8)
+    config = original.cell_config()
+    config["llm_config"] = {**original.DECODER, "tie_word_embeddings": True}
+    with pytest.raises(InvalidCheckpoint) as caught:
+        convert(original.write_original(tmp_path / "untied", reference, config, "parts"), tmp_path / "made")
+    assert (caught.value.code, caught.value.param) == ("untied_head", "lm_head.weight")
+    reference.decoder.lm_head.weight = reference.decoder.model.embed_tokens.weight
+    record = convert(original.write_original(tmp_path / "tied", reference, config, "bin"), tmp_path / "made")
+    assert record["dropped"]["tied_head"]["keys"] == ["model:decoder.lm_head.weight"]
+    tables = [original.table_ids(3, 2)]
+    prompt = prompt_of(tables)
+    ours = loaded(tmp_path / "made")(input_ids=torch.tensor([prompt]), **inputs_of(tables)).logits[0]
+    assert close(ours, reference.logits(prompt, tables))
+
+
 def broken(tmp_path, reference, change, layout="bin"):
     """Import a published folder after `change(state, config, folder)`; return the error."""
     folder = original.write_original(tmp_path / "source", reference, original.cell_config(), layout)
