@@ -25,6 +25,8 @@ from api_schemas.errors import (
 log = logging.getLogger("modepress.service")
 
 SHOWN_CHARACTERS = 120  # of an offending value
+READ_ERRORS = 1000
+UNREADABLE = "There was an error parsing the body"  # what FastAPI says when the parser itself gives up
 STATUS_CODES = {
     400: "invalid_request",
     401: "invalid_api_key",
@@ -107,7 +109,8 @@ def render(request: Request, status: int, body: ErrorBody, headers: Mapping[str,
 
 def explain(error: RequestValidationError) -> tuple[int, ErrorBody]:
     """Return status and body for the deepest of the validation errors: unions list their shallow misfits too."""
-    paths = [(_path(found, error.body), found) for found in error.errors()]
+    # A body of a million unknown keys has a million errors; the first thousand say as much.
+    paths = [(_path(found, error.body), found) for found in error.errors()[:READ_ERRORS]]
     path, worst = max(paths, key=lambda pair: len(pair[0]))
     # A key may hold lone surrogates, which no string of a schema takes.
     param = ".".join(str(part) for part in path).encode("utf-8", "backslashreplace").decode() or None
@@ -146,7 +149,10 @@ def _of_http(request: Request, error: HTTPException) -> ErrorBody:
     code = STATUS_CODES.get(error.status_code, "http_error")
     message = str(error.detail)
     kind = "invalid_request_error"
-    if error.status_code == 404:
+    if error.status_code == 400 and message == UNREADABLE:
+        code = "invalid_json"
+        message = "the body cannot be read: JSON nested too deeply, a number too long, or no text; send plainer JSON"
+    elif error.status_code == 404:
         kind = "not_found_error"
         message = f"there is no route {request.method} {request.url.path}; GET /openapi.json lists them all"
     elif error.status_code == 405:

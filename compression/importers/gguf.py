@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from api_schemas.errors import Conflict, InvalidCheckpoint, ModepressError, NotFound
 from compression.importers.gguf_config import SPECIAL_IDS, read_config
+from preflight.gguf_header import check_gguf
 from preflight.safetensors_header import TensorEntry
 from preflight.strict_json import shown_list
 from preflight.tensor_check import check_tensors, unexpected_tensors
@@ -102,6 +103,7 @@ def _open(source: Path) -> GGUFReader:
         magic = file.read(len(MAGIC))
     if magic != MAGIC:
         raise InvalidCheckpoint("invalid_gguf", f"{source} begins with {magic!r}, not with {MAGIC!r}", "source")
+    check_gguf(source)  # the reader makes an object of each element that a file claims to have
     try:
         return GGUFReader(source)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError, MemoryError) as error:

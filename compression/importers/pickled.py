@@ -239,6 +239,13 @@ def _unwrapped(path: Path, content: Any, beside: Mapping[str, str]) -> Pickled:
                 f"{path.name}: {shown(name)} is a {type(value).__name__}, not a tensor; give the file of weights",
                 str(name),
             )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            # A stride of nothing shows one number as terabytes; whoever copies it would make them.
+            raise InvalidCheckpoint(
+                "not_a_tensor",
+                f"{path.name}: {shown(name)} shows {value.numel()} numbers and has fewer; save it with .contiguous()",
+                name,
+            )
     stripped = "module." if all(name.startswith("module.") for name in weights) else ""
     tensors = {name.removeprefix(stripped): value.detach() for name, value in weights.items()}
     return Pickled(tensors, left, stripped)
@@ -247,8 +254,12 @@ def _unwrapped(path: Path, content: Any, beside: Mapping[str, str]) -> Pickled:
 def _bytes(value: Any) -> int:
     """Bytes of all tensors inside a value, however deep."""
     pending, total = [value], 0
+    seen: set[int] = set()  # a list may hold another twice, and that one likewise: few bytes, endless paths
     while pending:
         current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
         if isinstance(current, Tensor):
             total += current.numel() * current.element_size()
         elif isinstance(current, Mapping):
