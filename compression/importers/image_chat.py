@@ -1,6 +1,5 @@
 """The common course of an import around EVA ViT-g: open, account, write; complete or not at all."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +11,10 @@ from api_schemas.errors import InvalidCheckpoint
 from api_schemas.imports import ImageChatImport
 from compression.importers.blip2_parts import DELTA, Q_FORMER, RULES, VISION
 from compression.importers.chat_files import STOP, write_chat_files
-from compression.importers.ledger import FILE, Ledger, shapes_of
-from compression.importers.sanity import noise_warning, text_loss
+from compression.importers.ledger import Ledger, shapes_of
+from compression.importers.sanity import with_text_loss
 from compression.importers.sources import Source, open_source
 from compression.importers.writing import new_folder, write_json, write_weights
-from preflight.checkpoint import open_checkpoint
-from preflight.families import known_decoders
 from preflight.strict_json import read_object
 
 LANGUAGE = "language"
@@ -103,21 +100,7 @@ def write_model(request: ImageChatImport, plan: Plan, target: Path) -> dict[str,
         write_json(folder / "config.json", config.to_dict())
         notes = {**plan.notes, "template": plan.template, "warnings": plan.warnings, "dtype": config.to_dict()["dtype"]}
         record = write_weights(plan.ledger, targets, folder, dtype, notes=notes)
-        return _checked(folder, record, config.text_config.vocab_size)
-
-
-def _checked(folder: Path, record: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-    """Add what the finished decoder makes of plain text; a family without a table is not walked, and says so."""
-    if open_checkpoint(folder).decoder.config.get("model_type") not in known_decoders():
-        found: dict[str, Any] = {"text_loss": None}
-    else:
-        loss = text_loss(folder)
-        warning = noise_warning(loss, vocabulary)
-        warnings = [*record["warnings"], *([warning] if warning else [])]
-        found = {"text_loss": {"nats_per_token": loss, "guessing": math.log(vocabulary)}, "warnings": warnings}
-    whole = {**record, **found}
-    write_json(folder / FILE, whole)
-    return whole
+        return with_text_loss(folder, record, config.text_config.vocab_size)
 
 
 def inputs_per_image(config: Any) -> int:

@@ -5,15 +5,19 @@ shape and whose answers are noise ("the the the"). Its loss on English text is t
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
 from compression.core.streamed_model import StreamedModel
+from compression.importers.ledger import FILE
+from compression.importers.writing import write_json
 from preflight.checkpoint import open_checkpoint
-from preflight.families import resolve
+from preflight.families import known_decoders, resolve
 
 TEXT = (
     "The old harbour lies below the town, and in the morning the boats come back with the night's fish. Children wait "
@@ -50,3 +54,20 @@ def noise_warning(loss: float, vocabulary: int) -> str | None:
         f"{guessing:.2f}; files of different versions are mixed (another release of the language model, or another "
         "stage's file), or its text is not English"
     )
+
+
+def with_text_loss(folder: Path, record: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Add to the record what the finished decoder makes of plain text, and write it; return the whole.
+
+    A decoder of a family without a table is not walked, and the record says so.
+    """
+    if open_checkpoint(folder).decoder.config.get("model_type") not in known_decoders():
+        found: dict[str, Any] = {"text_loss": None}
+    else:
+        loss = text_loss(folder)
+        warning = noise_warning(loss, vocabulary)
+        warnings = [*record.get("warnings", []), *([warning] if warning else [])]
+        found = {"text_loss": {"nats_per_token": loss, "guessing": math.log(vocabulary)}, "warnings": warnings}
+    whole = {**record, **found}
+    write_json(folder / FILE, whole)
+    return whole

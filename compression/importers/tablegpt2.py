@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, Qwen2ForCausalLM
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.imports import TableGpt2Import
 from compression.importers.ledger import Key, Ledger, shapes_of
+from compression.importers.sanity import with_text_loss
 from compression.importers.sources import PICKLED, Source, open_source
 from compression.importers.tablegpt2_config import (
     CELL_TYPES,
@@ -83,7 +84,7 @@ def convert(request: TableGpt2Import, target: Path) -> dict[str, Any]:
         write_json(unfinished / RULE_FILE, table_rule(config).model_dump(mode="json", exclude_defaults=True))
         record = write_weights(ledger, targets, unfinished, _dtypes(ledger), notes=_notes(ledger, config, made))
         _check_chat(unfinished)
-    return record
+        return with_text_loss(unfinished, record, made.get_text_config().vocab_size)
 
 
 def _open(folder: Path, config: Mapping[str, Any]) -> dict[str, Source]:

@@ -1,16 +1,18 @@
 """TableGPT2 from its published files: the result computes what an independent reimplementation of the original does."""
 
 import json
+import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import compression.runtime  # noqa: F401  (registers TableGPT2)
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.imports import TableGpt2Import
 from compression.importers import tablegpt2
 from compression.importers.ledger import read_ledger
+from compression.importers.sanity import TEXT, TOKENS
 from tests import tiny_tablegpt2 as original
 from tests.tiny_models import make_tiny_model
 
@@ -122,6 +124,8 @@ def test_what_was_dropped_and_folded_stands_in_the_ledger(reference, imported):
     folded -= original.QUERIES * original.HIDDEN // original.SUMMARY_HEAD_DIM * original.CELL  # … as scores
     assert {"what": "queries_folded_into_keys", "bytes": 4 * folded} in record["savings"]
     assert record["variant"] == "with table encoder, over cells"
+    assert record["text_loss"]["guessing"] == pytest.approx(math.log(384))
+    assert record["warnings"][0].startswith("answers_like_noise: ")  # random weights know no English
     ours = sum(parameter.numel() for parameter in loaded(imported["parts"]).parameters())
     assert theirs - ours == folded + sum(p.numel() for p in head.parameters())
 
@@ -184,6 +188,9 @@ def test_the_decoder_alone(tmp_path):
     record = convert(source, tmp_path / "made")
     assert not record["dropped"]
     assert record["variant"] == "decoder only"
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(source)(TEXT)["input_ids"][:TOKENS]])
+    loss = loaded(source)(tokens, labels=tokens).loss
+    assert record["text_loss"]["nats_per_token"] == pytest.approx(float(loss), rel=1e-4)
     tokens = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(loaded(tmp_path / "made")(tokens).logits, loaded(source)(tokens).logits)
     assert json.loads((tmp_path / "made" / "tables.json").read_text()) == {"rule": "text", "rows": 5}
