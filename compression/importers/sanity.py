@@ -26,7 +26,7 @@ TEXT = (
     "out again."
 )
 TOKENS = 96
-NOISE = 0.6  # of the loss of guessing: language models are far below, at about a quarter of it
+NOISE = 0.6  # of the loss of guessing; SmolLM2-135M-Instruct loses 3.42 nats of 10.80 on this text
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.errors import Conflict, InvalidCheckpoint
+from compression.core.linalg import all_finite
 from compression.importers.ledger import FILE, Ledger
 from preflight.shards import INDEX, SINGLE
 
@@ -133,7 +134,7 @@ def _write_shard(
 
 def _raw(name: str, made: Tensor, dtype: torch.dtype) -> Any:
     cast = made.to(dtype)
-    if cast.is_floating_point() and not bool(torch.isfinite(cast).all()):
+    if cast.is_floating_point() and not all_finite(cast):
         largest = float(made.abs().max())
         raise InvalidCheckpoint(
             "overflow", f"{name} has values up to {largest:.3g}, too large for {dtype}; choose bfloat16", "dtype"

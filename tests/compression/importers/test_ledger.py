@@ -118,3 +118,33 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
         raise AssertionError("the folder exists")
     with pytest.raises(InvalidCheckpoint, match=FILE):
         read_ledger(tmp_path / "out")
+
+
+def _anonymous() -> int:
+    """Bytes that this process holds and that no file backs: mapped pages of the originals do not count."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux")
+def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path: Path) -> None:
+    one, count = 16 * 1024**2, 10
+    torch.save({str(n): torch.full((one // 4,), float(n)) for n in range(count)}, tmp_path / "w.pth")
+    ledger = Ledger("example", {"all": open_source(tmp_path / "w.pth", "all")}, {})
+    for number in range(count):
+        ledger.use(str(number), Key("all", str(number)))
+    targets = {str(number): (one // 4,) for number in range(count)}
+    ledger.balance(targets)
+    peaks: list[int] = []
+    before, make = _anonymous(), ledger.make
+
+    def watched(target: str) -> torch.Tensor:
+        made = make(target)
+        peaks.append(_anonymous())
+        return made
+
+    ledger.make = watched  # type: ignore[method-assign]
+    with new_folder(tmp_path / "out") as folder:
+        write_weights(ledger, targets, folder, torch.float32)
+    assert len(peaks) == count
+    assert one // 2 < max(peaks) - before < 3 * one
