@@ -82,6 +82,7 @@ class Watch:
                 self._step()
             self._hear(self._child.drain())
             self._tell()
+            self._beat(time.monotonic(), last=True)  # with the last words of the log
         finally:
             returncode = self._child.close()
         self._draw_end(returncode)
@@ -138,9 +139,9 @@ class Watch:
         elif status == "cancelling":
             self._stop("cancelled")
 
-    def _beat(self, now: float) -> None:
+    def _beat(self, now: float, *, last: bool = False) -> None:
         settings = self._place.settings
-        if now - self._beaten < settings.heartbeat_seconds or self.cause == "fenced":
+        if self.cause == "fenced" or (now - self._beaten < settings.heartbeat_seconds and not last):
             return
         self._beaten = now
         beat = self.signs.heartbeat()
