@@ -190,6 +190,44 @@ class TimeShare(Frozen):
     share: float
 
 
+class CodeOption(Frozen):
+    """One number of bits that a linear could have got."""
+
+    bits: Annotated[int, Field(description="of one weight; 16: as it is")]
+    bytes: int
+    error: Annotated[
+        float, Field(description="‖y − ŷ‖/‖y‖ of its outputs, with inputs rounded as the kernels round them")
+    ]
+
+
+class CodeChoice(Frozen):
+    """What one linear got, and what it could have got."""
+
+    module: str
+    bits: int
+    options: tuple[CodeOption, ...]
+
+
+class CodesReport(Frozen):
+    """Method tinygptv: where the budget went."""
+
+    limit: Annotated[int | None, Field(description="bytes that all may take; null under preset paper")]
+    weights: Annotated[int, Field(description="bytes of all weights as chosen")]
+    cache: Annotated[int, Field(description="bytes of keys and values")]
+    activations: int
+    mixes: Annotated[bool, Field(description="whether 4 and 8 bits could stand beside each other")]
+    tower_bits: Annotated[int | None, Field(description="of the vision tower's linears; null without one")]
+    tower_error: Annotated[
+        float | None, Field(description="‖W − Ŵ‖/‖W‖ of the tower's linears at 8 bits: of weights, not of outputs")
+    ]
+    choices: tuple[CodeChoice, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return self.weights + self.cache + self.activations
+
+
 class JobTime(Frozen):
     """Where a job's time went, over all its attempts; read from its time line."""
 
@@ -232,6 +270,7 @@ class CompressionReport(Frozen):
     blocks: Annotated[tuple[BlockReport, ...], Field(description="all blocks of the first step, then of the second")]
     reload: ReloadProof
     exports: tuple[ExportReport, ...] = ()
+    codes: Annotated[CodesReport | None, Field(description="of method tinygptv: bits by measured error")] = None
     removed_blocks: Annotated[
         tuple[int, ...], Field(description="blocks of the original that went whole; `blocks` counts those that stayed")
     ] = ()

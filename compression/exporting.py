@@ -46,6 +46,7 @@ def write_result(
         shapes=made.shapes,
         layout=recipe.layout,
         quantization=recipe.quantization,
+        bits=None if made.quantization is None else made.quantization.bits,
     )
     write_model(result, folder)
     exports = write_exports(recipe.exports, folder)

@@ -23,6 +23,7 @@ from compression.core.placement import named
 from compression.core.streamed_model import StreamedModel
 from compression.evaluation import Quality
 from compression.prepare import Prepared, versions
+from compression.quantizing import Quantization
 from compression.stages import Stages
 from preflight.plans import recipe_hash
 
@@ -52,6 +53,7 @@ class Outcome:
     memory: MeasuredPair
     quality: Quality
     search: SearchReport | None
+    quantization: Quantization | None = None
 
 
 def build_report(
@@ -82,10 +84,11 @@ def build_report(
         peak_rss_bytes=peak_rss_bytes(),
         calibration=ready.calibration.use,
         evaluation=ready.evaluation.use,
-        steps=_steps(recipe, ready, outcome.blocks, len(outcome.removed)),
+        steps=_steps(recipe, ready, outcome.blocks, len(outcome.removed), _tower_saved(outcome)),
         blocks=tuple(outcome.blocks),
         reload=outcome.proof,
         exports=tuple(outcome.exports),
+        codes=None if outcome.quantization is None else outcome.quantization.codes,
         removed_blocks=tuple(outcome.removed),
         search=outcome.search,
         warnings=(*ready.warnings, *_fallbacks(outcome.blocks)),
@@ -112,10 +115,18 @@ def judge(recipe: Recipe, report: CompressionReport) -> CompressionReport:
     )
 
 
-def _steps(recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport], removed: int) -> tuple[StepReport, ...]:
+def _tower_saved(outcome: Outcome) -> int:
+    """Bytes that the vision tower lost to codes."""
+    return 0 if outcome.quantization is None else outcome.quantization.tower_saved
+
+
+def _steps(
+    recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport], removed: int, tower_saved: int
+) -> tuple[StepReport, ...]:
     """Parameters and bytes of the whole model around each step: what is outside the blocks stays as it is.
 
-    Blocks that went whole belong to the first step; all blocks of the original are of one size.
+    Only the vision tower's linears may become codes too, in the last step. Blocks that went whole belong to the first
+    step; all blocks of the original are of one size.
     """
     own = [row for row in rows if row.step == 0]
     gone, gone_bytes = removed * own[0].parameters.before, removed * own[0].bytes.before
@@ -130,7 +141,7 @@ def _steps(recipe: Recipe, ready: Prepared, rows: Sequence[BlockReport], removed
         )
         size = CountBeforeAfter(
             before=outside + sum(row.bytes.before for row in own) + (0 if number else gone_bytes),
-            after=outside + sum(row.bytes.after for row in own),
+            after=outside + sum(row.bytes.after for row in own) - (tower_saved if step.stage == "quantize" else 0),
         )
         seconds = sum(row.seconds for row in own)
         reports.append(StepReport(method=step.method, parameters=counts, bytes=size, seconds=seconds))

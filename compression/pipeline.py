@@ -102,6 +102,7 @@ def compress(
         memory,
         quality,
         found.search,
+        made.quantization,
     )
     return judge(recipe, build_report(recipe, ready, outcome, stages, time.perf_counter() - started))
 

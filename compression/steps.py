@@ -10,24 +10,18 @@ from functools import partial
 
 import torch
 
-from api_schemas.methods import GptqConfig, Int8Config, Nf4Config, QuantizationConfig
 from api_schemas.plans import BlockShape
 from api_schemas.recipe import Recipe
 from api_schemas.reports import BlockReport
 from compression.core.block_store import FolderBlockStore
 from compression.core.blockwise import compress_blocks
-from compression.core.linear_walk import LinearMethod, LinearStream
 from compression.core.protocols import BlockStore, Streamed, Walker
 from compression.core.unwritten_model import NarrowedModel, QuantizedModel
-from compression.methods.gptq import Gptq
-from compression.methods.int8 import Int8
-from compression.methods.nf4 import Nf4
-from compression.methods.round_to_nearest import RoundToNearest
 from compression.planning import choose_method, choose_walker
 from compression.prepare import Prepared
+from compression.quantizing import Quantization, quantizing_walk, settle_quantization
 from compression.removal import remove_blocks
 from compression.stages import Stages
-from preflight.quantized_linears import block_linears, kept_parts
 from preflight.targets import require_met, settled
 
 
@@ -42,6 +36,7 @@ class Made:
         source: what the first step started from: the original, or what removal has left of it.
         removed: blocks of the original that went whole.
         reports: of all blocks of the first step, then of the second.
+        quantization: what the second step, or the only one, has settled; None where nothing is quantised.
     """
 
     model: Streamed
@@ -50,6 +45,7 @@ class Made:
     source: Prepared
     removed: tuple[int, ...]
     reports: tuple[BlockReport, ...]
+    quantization: Quantization | None = None
 
 
 def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: Stages) -> Made:
@@ -59,6 +55,7 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
     reports: list[BlockReport] = []
     last, total = store, len(recipe.steps)
     asked, removed = ready, tuple[int, ...]()
+    done: Quantization | None = None
     if recipe.structure is not None:
         exact = settled(recipe, ready.plan.sparsity_requested)
         exact, ready, removed = remove_blocks(exact, asked, store, stages)
@@ -73,41 +70,15 @@ def run_steps(recipe: Recipe, ready: Prepared, store: FolderBlockStore, stages: 
         model, shapes = NarrowedModel(ready.model, method, store), method.shapes
     if (step := recipe.quantization) is not None:
         last = FolderBlockStore(store.folder / "quantized", store.group)
+        done = settle_quantization(recipe, step, ready, model, shapes, last, stages)
         said = f"quantising the linears of {model.blocks} blocks by {step.method}"
         with stages.stage("quantizing", said), ready.model.products_in(recipe.calibration.forward):
-            stream = partial(_linear_stream, model, recipe, step, ready, shapes)
+            stream = partial(quantizing_walk, model, done.methods, ready)
             reports += _walk(model, stream, last, stages, _Pass(total - 1, total, _kind(step.method, ready)))
         model = QuantizedModel(model, last)
     for one in (store, last):
         one.part_()
-    return Made(model, shapes, last, ready, removed, tuple(reports))
-
-
-def linear_method(step: QuantizationConfig) -> LinearMethod:
-    """The method that a step names."""
-    if isinstance(step, Int8Config):
-        return Int8(step)
-    if isinstance(step, Nf4Config):
-        return Nf4(step)
-    return Gptq(step) if isinstance(step, GptqConfig) else RoundToNearest(step)
-
-
-def _kept(
-    recipe: Recipe, step: QuantizationConfig, ready: Prepared, shapes: Sequence[BlockShape]
-) -> tuple[frozenset[str], ...]:
-    """Of each block, the linears that the step leaves as they are."""
-    config, placed = ready.checkpoint.config, ready.checkpoint.placed
-    linears = block_linears(ready.family, config, step.skip_modules, shapes, layout=recipe.layout, placed=placed)
-    return kept_parts(linears, len(shapes))
-
-
-def _linear_stream(
-    model: Streamed, recipe: Recipe, step: QuantizationConfig, ready: Prepared, shapes: Sequence[BlockShape]
-) -> LinearStream:
-    """A quantisation's walker at the embeddings."""
-    hidden = ready.calibration.embed(model, ready.share.windows)
-    kept = _kept(recipe, step, ready, shapes)
-    return LinearStream(model, linear_method(step), hidden, ready.share, kept=kept)
+    return Made(model, shapes, last, ready, removed, tuple(reports), done)
 
 
 @dataclass(frozen=True)

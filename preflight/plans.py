@@ -9,7 +9,7 @@ from typing import Any
 from api_schemas.errors import InvalidRecipe
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.models import CheckpointFacts
-from api_schemas.plans import Blocker, BlockShape, Plan, QuantizedModule, RuntimeSupport
+from api_schemas.plans import Blocker, BlockShape, Plan, RuntimeSupport
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint, describe
 from preflight.estimates import Workload, disk_bytes, flops
@@ -18,7 +18,7 @@ from preflight.families import Family, resolve
 from preflight.gguf_rules import PER_BLOCK_FAMILIES
 from preflight.part_rules import part_recipe_blockers, part_runtimes, part_warnings, seeing_bytes
 from preflight.quantization import quantization_blockers, quantized_runtimes
-from preflight.quantized_linears import DTYPES, block_linears, quantized_modules
+from preflight.quantized_plan import quantized_plan
 from preflight.removal import remaining_shapes, removal_blockers
 from preflight.rotary import STATIC_ROTARY, rope_type, window_of
 from preflight.rows import row_notes, row_warnings
@@ -67,8 +67,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     size = family.dimensions(checkpoint.config)
     blockers += export_blockers(checkpoint, family, recipe, narrow)
     exported = export_bytes(recipe, size, int(counts["parameters_after"]), shapes)
-    quantized = _quantized(checkpoint, family, recipe, shapes, work)
-    steps = step_plans(checkpoint.config, family, recipe, shapes, work, counts, quantized)
+    quantized = quantized_plan(checkpoint, family, recipe, shapes, int(counts["bytes_after"]))
+    blockers += quantized.blockers
+    steps = step_plans(checkpoint.config, family, recipe, shapes, work, counts, quantized.bytes_after)
     times = max(1, recipe.trials)
     operations = flops(work) + times * sum(one.flops for one in steps if one.method != "modegpt")
     final = step is None or (step.resolved_allocation == "uniform" and not recipe.trials)
@@ -81,7 +82,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         modules=() if step is None else modules_of(family, checkpoint.config, step),
         sparsity_requested=None if recipe.trials else 0.0 if step is None else step.known_sparsity,
         **{**counts, "bytes_after": bytes_after},
-        quantized=quantized,
+        quantized=quantized.modules,
         blocks=shapes,
         shapes_final=final,
         peak_memory_bytes=max(seeing_bytes(checkpoint, family, recipe), *(one.peak_memory_bytes for one in steps)),
@@ -89,7 +90,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         flops=operations,
         **_time(operations, flops_per_second),
         runtimes=_runtimes(checkpoint, family, recipe, narrow, shapes),
-        notes=_notes(family, checkpoint.config, step) + settled_by(asked, step) + row_notes(recipe, size, shapes),
+        notes=(
+            *_notes(family, checkpoint.config, step),
+            *settled_by(asked, step),
+            *row_notes(recipe, size, shapes),
+            *quantized.notes,
+        ),
         warnings=(*_warnings(checkpoint, facts, recipe), *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
     )
@@ -132,21 +138,6 @@ def _count(
         "bytes_before": facts.bytes,
         "bytes_after": whole.bytes - whole.bytes_per_parameter * (before - after),
     }
-
-
-def _quantized(
-    checkpoint: Checkpoint, family: Family, recipe: Recipe, shapes: Sequence[BlockShape], work: Workload
-) -> tuple[QuantizedModule, ...]:
-    """The linears that become codes, and those that are kept; empty without a quantisation."""
-    if (step := recipe.quantization) is None:
-        return ()
-    linears = block_linears(
-        family, checkpoint.config, step.skip_modules, shapes, layout=recipe.layout, placed=checkpoint.placed
-    )
-    itemsize = max(1, work.block_bytes // max(1, work.block_parameters))
-    prefix = family.block_prefix(0)
-    stored = next((entry.dtype for name, entry in checkpoint.tensors.items() if name.startswith(prefix)), "F32")
-    return quantized_modules(linears, step, itemsize=itemsize, dtype=DTYPES.get(stored, "float32"))
 
 
 def _runtimes(

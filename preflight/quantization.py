@@ -10,12 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api_schemas.methods import GptqConfig, Int8Config, ModegptConfig, Nf4Config, QuantizationConfig
+from api_schemas.methods import GptqConfig, Int8Config, ModegptConfig, Nf4Config, QuantizationConfig, TinygptvConfig
 from api_schemas.plans import Blocker, BlockShape, RuntimeSupport
 from api_schemas.recipe import Recipe
 from preflight.composites import Placed
 from preflight.families import Family
-from preflight.quantized_linears import WORD_BITS, BlockLinear, block_linears, linear_groups, linear_shapes
+from preflight.quantized_linears import (
+    OUTPUTS_ON_CPU,
+    WORD_BITS,
+    BlockLinear,
+    block_linears,
+    linear_groups,
+    linear_shapes,
+)
 from preflight.shapes import dense_shape, modules_of, width_choices
 
 IN_VLLM_ON_GPU = {
@@ -23,7 +30,6 @@ IN_VLLM_ON_GPU = {
     "reason": "it loads weights of bitsandbytes on NVIDIA GPUs; not on CPUs",
     "evidence": "its documentation; not run here",
 }
-OUTPUTS_ON_CPU = 32  # rows that bitsandbytes' kernel for CPUs with bfloat16 takes at once; seen by running 0.50
 
 
 def quantization_blockers(
@@ -109,7 +115,7 @@ class _Size:
 def _refusal(step: QuantizationConfig, size: _Size, remedy: str) -> tuple[str, str, str] | None:
     """Code, message and field of what a step cannot do with a linear of this size."""
     widths = f"{size.linear} would have {size.inputs_said} inputs"
-    if isinstance(step, Int8Config):
+    if isinstance(step, Int8Config | TinygptvConfig):  # any size; bits that a size rules out are not offered
         return None
     if isinstance(step, Nf4Config):
         keep = "or name it in skip_modules, or use 'int8'"
@@ -221,14 +227,14 @@ def quantized_runtimes(
         elif one.runtime in ("modepress", "transformers"):
             found.append(one.model_copy(update={"reason": f"{one.reason}; {_read_by(recipe.quantization)}"}))
         elif one.runtime == "vllm":
-            on_gpu = isinstance(recipe.quantization, Int8Config | Nf4Config)
+            on_gpu = isinstance(recipe.quantization, Int8Config | Nf4Config | TinygptvConfig)
             update = IN_VLLM_ON_GPU if on_gpu else _in_vllm(family, config, shapes)
             found.append(one.model_copy(update=update))
     return tuple(found)
 
 
 def _read_by(step: QuantizationConfig) -> str:
-    if isinstance(step, Int8Config | Nf4Config):
+    if isinstance(step, Int8Config | Nf4Config | TinygptvConfig):
         return "the package bitsandbytes multiplies with the codes, which stay codes in memory"
     return "the package compressed-tensors unpacks the weights"
 

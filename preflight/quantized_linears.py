@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api_schemas.methods import Int8Config, Nf4Config, QuantizationConfig
+from api_schemas.methods import FormConfig, Int8Config, Nf4Config
 from api_schemas.plans import BlockShape, QuantizedModule
 from preflight.composites import Placed
 from preflight.families import Dimensions, Family
@@ -17,6 +17,7 @@ from preflight.normal_float_facts import NESTED_BLOCK, facts_text
 WORD_BITS = 32
 SHAPE_BYTES = 16  # compressed-tensors: two 64-bit numbers
 FLOAT32 = 4
+OUTPUTS_ON_CPU = 32  # rows that bitsandbytes' kernel for CPUs with bfloat16 takes at once; seen by running 0.50
 TABLE_BYTES, NESTED_TABLE_BYTES = 16 * FLOAT32, 256 * FLOAT32
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float32"}  # bitsandbytes has no float64
 
@@ -113,15 +114,7 @@ def _stored(
             yield one.stored, one.parts, (sum(shapes[part][0] for part in one.parts), columns)
 
 
-def kept_parts(linears: Sequence[BlockLinear], blocks: int) -> tuple[frozenset[str], ...]:
-    """Of each block, the canonical linears that stay as they are."""
-    return tuple(
-        frozenset(part for one in linears if one.block == block and one.kept_by for part in one.parts)
-        for block in range(blocks)
-    )
-
-
-def code_bytes(step: QuantizationConfig, rows: int, columns: int, *, itemsize: int, dtype: str) -> int:
+def code_bytes(step: FormConfig, rows: int, columns: int, *, itemsize: int, dtype: str) -> int:
     """Bytes of one linear's codes, scales and whatever else its form stores.
 
     Args:
@@ -145,7 +138,7 @@ def code_bytes(step: QuantizationConfig, rows: int, columns: int, *, itemsize: i
 
 
 def quantized_modules(
-    linears: Sequence[BlockLinear], step: QuantizationConfig, *, itemsize: int, dtype: str
+    linears: Sequence[BlockLinear], step: FormConfig, *, itemsize: int, dtype: str
 ) -> tuple[QuantizedModule, ...]:
     """The resolved list for the plan: every linear of every block with bits and bytes, skipped ones too."""
     return tuple(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from api_schemas.plans import BlockShape, QuantizedModule, StepPlan
+from api_schemas.plans import BlockShape, StepPlan
 from api_schemas.recipe import Recipe
 from preflight.estimates import Workload, flops, peak_memory_bytes
 from preflight.families import Family
@@ -17,7 +17,7 @@ def step_plans(
     shapes: Sequence[BlockShape],
     work: Workload,
     counts: Mapping[str, Any],
-    quantized: Sequence[QuantizedModule],
+    bytes_quantized: int,
 ) -> tuple[StepPlan, ...]:
     """What each step changes; the second starts from what the first leaves."""
     steps = []
@@ -30,7 +30,7 @@ def step_plans(
         changed = {
             "parameters_before": counts["parameters_after"],
             "bytes_before": after,
-            "bytes_after": after - sum(one.bytes_before - one.bytes_after for one in quantized),
+            "bytes_after": bytes_quantized,
         }
         common["peak_memory_bytes"] += walk_bytes(family, config, shapes[0])
         operations = walk_flops(family, config, step, shapes, work.calibration_tokens)

@@ -38,7 +38,12 @@ TEMPLATE = (
 
 
 def make_tiny_vision_model(
-    folder: Path, model_type: str = "llava", *, seed: int = 0, dtype: torch.dtype = torch.float32
+    folder: Path,
+    model_type: str = "llava",
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    text_sizes: dict[str, int] | None = None,
 ) -> Path:
     """Write a random model of `model_type` with tokenizer, processor and template into `folder`; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +55,7 @@ def make_tiny_vision_model(
     _name_tokens(folder, NAMED_TOKENS.get(model_type, {}))
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
-    text = TEXT | {"vocab_size": len(tokenizer)} | config_values.pop("text", {})
+    text = TEXT | {"vocab_size": len(tokenizer)} | config_values.pop("text", {}) | (text_sizes or {})
     named = {key: _ids(tokenizer, value) for key, value in config_values.items()}
     config = AutoConfig.for_model(model_type, text_config=text, tie_word_embeddings=False, **named)
     random_vision_model(config, seed).to(dtype).save_pretrained(folder)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from api_schemas.methods import Int8Config, MethodConfig, ModegptConfig, Nf4Config
+from api_schemas.methods import Int8Config, MethodConfig, ModegptConfig, Nf4Config, TinygptvConfig
 from api_schemas.recipe import Recipe
 
 LONGEST = 128
@@ -32,7 +32,7 @@ def compressed_name(model: str, recipe: Recipe, suffix: str | None, job_id: str,
 def _label(step: MethodConfig) -> str:
     if isinstance(step, ModegptConfig):
         return f"{step.method}-{_size(step)}-{step.layout}"
-    if isinstance(step, Int8Config | Nf4Config):
+    if isinstance(step, Int8Config | Nf4Config | TinygptvConfig):
         return step.method
     return f"{step.method}-int{step.bits}"
 

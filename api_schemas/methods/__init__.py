@@ -9,19 +9,23 @@ from api_schemas.methods.int8 import Int8Config
 from api_schemas.methods.modegpt import ModegptConfig
 from api_schemas.methods.nf4 import Nf4Config
 from api_schemas.methods.round_to_nearest import RoundToNearestConfig
+from api_schemas.methods.tinygptv import TinygptvConfig
 
 GridConfig = GptqConfig | RoundToNearestConfig
-QuantizationConfig = GptqConfig | RoundToNearestConfig | Int8Config | Nf4Config
+FormConfig = GptqConfig | RoundToNearestConfig | Int8Config | Nf4Config  # one form for all linears
+QuantizationConfig = FormConfig | TinygptvConfig
 MethodConfig = Annotated[
     ModegptConfig  # narrows blocks
     | GptqConfig  # codes, with errors made up for
     | RoundToNearestConfig  # codes, the baseline
     | Int8Config  # codes of bitsandbytes, inputs rounded too
-    | Nf4Config,  # codes of bitsandbytes, from a table of values
+    | Nf4Config  # codes of bitsandbytes, from a table of values
+    | TinygptvConfig,  # codes of bitsandbytes, bits chosen for each linear
     Field(discriminator="method"),
 ]
 
 __all__ = [
+    "FormConfig",
     "GptqConfig",
     "GridConfig",
     "Int8Config",
@@ -30,4 +34,5 @@ __all__ = [
     "Nf4Config",
     "QuantizationConfig",
     "RoundToNearestConfig",
+    "TinygptvConfig",
 ]

@@ -26,12 +26,13 @@ from api_schemas.plans import BlockShape
 from compression.core.block_store import sync_folder, write_durably
 from compression.core.canonical import to_stored
 from compression.core.protocols import BlockStore
-from compression.core.quantized_config import quantization_settings
+from compression.core.quantized_config import Bits, bits_of, quantization_settings
 from compression.core.streamed_model import StreamedModel
-from compression.core.tensors import read_tensor
+from compression.core.tower import tower_tensors
 from compression.runtime.blocks import reduced_model_type
 from compression.runtime.models import REDUCED
 from compression.runtime.nemotron import ARCHITECTURE, MODEL_TYPE, block_configs
+from preflight.code_budget import KEPT, tower_linears
 from preflight.composites import Placed
 from preflight.quantized_linears import block_linears
 
@@ -52,6 +53,7 @@ class Result:
     shapes: Sequence[BlockShape]
     layout: str
     quantization: QuantizationConfig | None = None
+    bits: Bits | None = None
 
 
 def write_artifact(result: Result, folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -129,7 +131,8 @@ def _config(result: Result) -> tuple[dict[str, Any], bool]:
     if result.quantization is not None:
         step, placed = result.quantization, source.placed
         linears = block_linears(family, config, step.skip_modules, result.shapes, layout=result.layout, placed=placed)
-        config["quantization_config"] = quantization_settings(step, linears, family.head, placed)
+        bits = result.bits or bits_of(step, linears)
+        config["quantization_config"] = quantization_settings(step, linears, bits, family.head, placed)
     head, embeddings = f"{family.head}.weight", f"{family.embeddings}.weight"
     drop_head = False
     size = family.dimensions(config)
@@ -181,8 +184,9 @@ def _in_place(result: Result, placed: Placed, drop_head: bool) -> Iterator[tuple
     """All tensors of a composite under their names on disk: the parts around the decoder are not touched."""
     for name, tensor in _tensors(result, drop_head):
         yield placed.disk_name(name), tensor
+    coded = {} if result.bits is None or result.bits.tower == KEPT else tower_linears(placed)
     for name, entry in sorted(placed.others.items()):
-        yield name, read_tensor(entry)
+        yield from tower_tensors(name, entry, coded)
 
 
 def _rotary_pairs(result: Result) -> str:

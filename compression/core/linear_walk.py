@@ -5,7 +5,7 @@ observed in the block whose earlier linears are already replaced ("true sequenti
 calibrated on the outputs of the blocks before it as they have become.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -59,22 +59,19 @@ class LinearStream:
     def __init__(
         self,
         model: Streamed,
-        method: LinearMethod,
+        methods: Mapping[tuple[int, str], LinearMethod | None],
         hidden: Tensor,
         share: Share = WHOLE,
-        *,
-        kept: Sequence[frozenset[str]] = (),
     ) -> None:
         """Start at the embeddings.
 
         Args:
             model: what the step starts from.
-            method: what is done to a linear.
+            methods: what is done to each linear, by its block; None where it stays as it is.
             hidden: `[windows, tokens, hidden]` inputs of block 0, taken over.
             share: which part of all windows `hidden` is.
-            kept: of each block, the linears that stay as they are; none anywhere when empty.
         """
-        self.model, self.method, self.hidden, self.share, self.kept = model, method, hidden, share, kept
+        self.model, self.methods, self.hidden, self.share = model, methods, hidden, share
 
     def solve_(self, index: int, state: dict[str, Tensor]) -> Step:
         """Solve the linears of one block and pass it."""
@@ -83,14 +80,13 @@ class LinearStream:
         start = self.hidden[next(chunks(self.hidden))].clone()
         first = self.model.forward(block, start, index)
         rows: list[ModuleReport] = []
-        kept = self.kept[index] if self.kept else frozenset[str]()
         for number, whole in enumerate(linear_groups(self.model.family, self.model.size)):
-            group = [linear for linear in whole if linear not in kept]
+            group = {linear: method for linear in whole if (method := self.methods[index, linear]) is not None}
             if group or not number:  # the block's influence is taken in passing
                 gram = self._observe(block, index, whole[0], None if number else influence)
-                for linear in group:
+                for linear, method in group.items():
                     with span("solve", module=linear):
-                        rows.append(self._solve_linear_(block, new, linear, gram))
+                        rows.append(self._solve_linear_(block, new, linear, method, gram))
         error = self.model.forward(block, start, index) - first
         run_block_(self.model, block, index, self.hidden)
         lost = float(error.norm() / (first - start).norm().clamp_min(1e-30))
@@ -119,11 +115,13 @@ class LinearStream:
             influence.sum_(self.share.group)
         return gram
 
-    def _solve_linear_(self, block: nn.Module, new: dict[str, Tensor], linear: str, gram: RunningGram) -> ModuleReport:
+    def _solve_linear_(
+        self, block: nn.Module, new: dict[str, Tensor], linear: str, method: LinearMethod, gram: RunningGram
+    ) -> ModuleReport:
         """Replace one linear in the block and in its tensors; says what that costs."""
         stored = new.pop(f"{linear}.weight")
         weight, correlation = stored.double(), gram.mean()[0]
-        solved = self.method.solve(weight, correlation, stored.dtype)
+        solved = method.solve(weight, correlation, stored.dtype)
         plain = solved.quantized.dequantized()
         block.get_submodule(linear).weight = nn.Parameter(plain.float(), requires_grad=False)
         new.update(solved.quantized.tensors(linear))

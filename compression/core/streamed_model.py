@@ -131,7 +131,7 @@ class StreamedModel:
     def parameters(self) -> int:
         """How many all parts have: a tied head is stored once, packed weights count as what they stand for."""
         others = {} if self.placed is None else self.placed.others
-        return count_stored(self.tensors, self.read) + sum(entry.parameters for entry in others.values())
+        return count_stored(self.tensors, self.read) + count_stored(others, self.read)
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype; a tied head answers with the embedding."""

@@ -11,10 +11,10 @@ from compression.core.linear_walk import LinearStream
 from compression.core.protocols import Streamed
 from compression.core.streamed_model import StreamedModel
 from compression.core.unwritten_model import NarrowedModel, QuantizedModel
-from compression.steps import linear_method
+from compression.quantizing import methods_of
 from preflight.checkpoint import open_checkpoint
 from preflight.families import resolve
-from preflight.quantized_linears import block_linears, kept_parts
+from preflight.quantized_linears import block_linears
 from preflight.shapes import dense_shape
 from tests.compression.walks import MemoryBlockStore, Walk
 
@@ -37,7 +37,7 @@ def pack_walk(done: Walk, target: Path, step: QuantizationConfig, layout: str) -
 def _pack(before, source, config, shapes, layout, target, step, tokens) -> Streamed:
     store = MemoryBlockStore()
     linears = block_linears(source.family, config, step.skip_modules, shapes, layout=layout, placed=source.placed)
-    stream = LinearStream(before, linear_method(step), before.embed(tokens), kept=kept_parts(linears, len(shapes)))
+    stream = LinearStream(before, methods_of(step, linears), before.embed(tokens))
     list(compress_blocks(before, stream, store))
     side_files = open_checkpoint(source.folder).side_files
     write_artifact(Result(source, config, side_files, store, shapes, layout, step), target, {"parent": "tiny"})
