@@ -72,8 +72,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
     steps = step_plans(checkpoint.config, family, recipe, shapes, work, counts, quantized.bytes_after)
     times = max(1, recipe.trials)
     operations = flops(work) + times * sum(one.flops for one in steps if one.method != "modegpt")
-    final = step is None or (step.resolved_allocation == "uniform" and not recipe.trials)
-    bytes_after = steps[-1].bytes_after
+    final, bytes_after = _final(step, recipe), steps[-1].bytes_after
     return Plan(
         model=model,
         family=family.name,
@@ -90,14 +89,30 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, *, model: str, flops_per_s
         flops=operations,
         **_time(operations, flops_per_second),
         runtimes=_runtimes(checkpoint, family, recipe, narrow, shapes),
-        notes=(
-            *_notes(family, checkpoint.config, step),
-            *settled_by(asked, step),
-            *row_notes(recipe, size, shapes),
-            *quantized.notes,
-        ),
+        notes=_plan_notes(checkpoint, family, recipe, step, shapes) + quantized.notes,
         warnings=(*_warnings(checkpoint, facts, recipe), *row_warnings(recipe, size, shapes, final=final)),
         blockers=tuple(blockers),
+    )
+
+
+def _final(step: ModegptConfig | None, recipe: Recipe) -> bool:
+    """Whether the widths do not depend on data."""
+    return step is None or (step.resolved_allocation == "uniform" and not recipe.trials)
+
+
+def _plan_notes(
+    checkpoint: Checkpoint,
+    family: Family,
+    recipe: Recipe,
+    step: ModegptConfig | None,
+    shapes: Sequence[BlockShape],
+) -> tuple[str, ...]:
+    """Choices that the recipe left open about widths, and how they were made."""
+    size = family.dimensions(checkpoint.config)
+    return (
+        *_notes(family, checkpoint.config, step),
+        *settled_by(recipe.structure, step),
+        *row_notes(recipe, size, shapes),
     )
 
 
