@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     webhook_private_hosts: str = Field(
         "", description="hosts webhooks may reach though they are not on the public internet, joined by ','"
     )
+    keep_job_days: int = Field(0, ge=0, description="`modepress gc` removes logs of jobs ended before; 0: never")
+    keep_file_days: int = Field(0, ge=0, description="`modepress gc` removes uploaded files made before; 0: never")
+    keep_artifact_days: int = Field(0, ge=0, description="`modepress gc` removes artifacts made before; 0: never")
+    keep_audit_days: int = Field(0, ge=0, description="`modepress gc` removes audit lines written before; 0: never")
     log_level: str = Field("INFO", description="of all processes")
     log_format: Literal["plain", "json"] = Field(
         "plain", description="of the API: json has one object a line, with request and job ids; workers always do"

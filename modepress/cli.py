@@ -17,6 +17,7 @@ from modepress.commands import (
     job_commands,
     key_commands,
     model_commands,
+    operate_commands,
     pull_command,
     quota_commands,
     server_commands,
@@ -60,6 +61,9 @@ for command in (
     worker_command.workers,
     chat_command.chat,
     audit_command.audit,
+    operate_commands.gc,
+    operate_commands.backup,
+    operate_commands.restore,
 ):
     app.command()(command)
 app.command("import")(import_command.import_model)
