@@ -198,7 +198,7 @@ def walk_flops(
         groups = [[linears[name] for name in group] for group in linear_groups(family, size)]
         used = 2 * sum(rows * columns for rows, columns in linears.values()) / size.experts
         total += tokens * (4 * used + sum(2 * group[0][1] ** 2 for group in groups) / size.experts)
-        if isinstance(step, GptqConfig):
+        if isinstance(step, GptqConfig) or (isinstance(step, Nf4Config) and step.error_correction):
             total += sum(3 * group[0][1] ** 3 + 4 * sum(r * c**2 for r, c in group) for group in groups)
     return total
 

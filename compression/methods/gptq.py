@@ -15,6 +15,7 @@ Where this differs from the paper's code, and why:
     the column order is by H's diagonal (`activation_order`), while groups stay runs of adjacent columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,27 +78,51 @@ def gptq(
     """
     scale = grid_scale(W, config.bits, config.group_size, dtype)
     width = W.shape[1] // scale.shape[1]
-    H, dead = _with_dead_columns_apart(H)
+    H, dead = with_dead_columns_apart(H)
     order = torch.arange(len(H))
     if config.activation_order:
         order = torch.argsort(H.diagonal().masked_fill(dead, 0.0), descending=True, stable=True)
     factor = inverse_factor(H[order][:, order], config.damping_fraction)
-    U = factor.upper
-    W, codes = W[:, order].clone(), torch.empty(W.shape, dtype=torch.int8)
+    codes = torch.empty(W.shape, dtype=torch.int8)
+
+    def round_column(column: int, values: Tensor) -> Tensor:
+        s = scale[:, column // width]
+        codes[:, column] = nearest_codes(values, s, config.bits)
+        return (codes[:, column].to(dtype) * s).double()
+
+    round_columns(W, factor.upper, order, round_column, column_block_size)
+    return SolvedLinear(Quantized(codes, scale, config.bits), factor.damping, said_of(dead))
+
+
+def round_columns(
+    W: Tensor,
+    upper: Tensor,
+    order: Tensor,
+    round_column: Callable[[int, Tensor], Tensor],
+    column_block_size: int = COLUMN_BLOCK_SIZE,
+) -> None:
+    """Round a weight column by column; each column's error is made up for by those after it (Algorithm 1).
+
+    Args:
+        W: `[out, in]` float64; left alone.
+        upper: factor U of the inverse Hessian, in `order`.
+        order: of the columns.
+        round_column: takes a column's number and values, keeps its code, and returns the values that it stands for.
+        column_block_size: columns per lazy batch of updates; changes no result.
+    """
+    W = W[:, order].clone()
     for start in range(0, W.shape[1], column_block_size):
         end = min(start + column_block_size, W.shape[1])
         errors = torch.empty(len(W), end - start, dtype=W.dtype)
         for column in range(start, end):
-            s = scale[:, order[column] // width]
-            q = nearest_codes(W[:, column], s, config.bits)
-            error = (W[:, column] - (q.to(dtype) * s).double()) / U[column, column]
-            W[:, column + 1 : end] -= error[:, None] * U[column, column + 1 : end]
-            errors[:, column - start], codes[:, order[column]] = error, q
-        W[:, end:] -= errors @ U[start:end, end:]
-    return SolvedLinear(Quantized(codes, scale, config.bits), factor.damping, _said_of(dead))
+            plain = round_column(int(order[column]), W[:, column])
+            error = (W[:, column] - plain) / upper[column, column]
+            W[:, column + 1 : end] -= error[:, None] * upper[column, column + 1 : end]
+            errors[:, column - start] = error
+        W[:, end:] -= errors @ upper[start:end, end:]
 
 
-def _with_dead_columns_apart(H: Tensor) -> tuple[Tensor, Tensor]:
+def with_dead_columns_apart(H: Tensor) -> tuple[Tensor, Tensor]:
     """Give inputs that never fire a diagonal: being alone in their rows and columns, they change nothing else.
 
     Returns:
@@ -110,7 +135,7 @@ def _with_dead_columns_apart(H: Tensor) -> tuple[Tensor, Tensor]:
     return H, dead
 
 
-def _said_of(dead: Tensor) -> str | None:
+def said_of(dead: Tensor) -> str | None:
     if not bool(dead.any()):
         return None
     if bool(dead.all()):
