@@ -1,9 +1,11 @@
 """What each ingredient of mode `refined` buys on SmolLM2-135M-Instruct, one run without each.
 
-    python benchmarks/ablation.py [--sparsity 0.3] [--calibration FILE] [--evaluation FILE] [--only NAME …]
+    python benchmarks/ablation.py [--sparsity 0.3] [--windows 16] [--calibration FILE] [--evaluation FILE]
+                                  [--only NAME …]
 
-Without files the text is Python's own documentation, split by topic. 16 and 8 windows of 2,048 tokens. Appends a JSON
-line per run to benchmarks/ablation.jsonl, with machine and date, and prints the table.
+Without files the text is Python's own documentation, split by topic. Calibrated on `--windows` windows
+of 2,048 tokens, judged on 8. Appends a JSON line per run to benchmarks/ablation.jsonl, with machine and date, and prints
+the table.
 """
 
 import argparse
@@ -42,6 +44,7 @@ def main() -> None:
     """Convert the model, run the rows, print as they finish."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--sparsity", type=float, default=0.3)
+    parser.add_argument("--windows", type=int, default=16, help="of calibration text")
     parser.add_argument("--calibration", help="a text file; default is Python's documentation")
     parser.add_argument("--evaluation", help="another text file")
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS))
@@ -53,12 +56,13 @@ def main() -> None:
         for name in asked.only:
             recipe = {
                 "steps": [{**ROWS[name], "sparsity": asked.sparsity}],
-                "calibration": text(asked.calibration, num_samples=16),
+                "calibration": text(asked.calibration, num_samples=asked.windows),
                 "evaluation": text(asked.evaluation, num_windows=8, generation_tokens=0),
             }
             row = run(recipe, model, Path(scratch) / name.replace(" ", "-"))
             print(f"{name:36s} {row['before']:8.3f} -> {row['after']:8.3f}  {row['seconds']:7.1f} s", flush=True)
-            line = {"row": name, "sparsity": asked.sparsity, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+            line = {"row": name, "sparsity": asked.sparsity, "windows": asked.windows}
+            line |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
             with RESULTS.open("a") as results:
                 results.write(json.dumps({**line, **row}) + "\n")
 
