@@ -4,8 +4,8 @@
                                   [--only NAME …]
 
 Without files the text is Python's own documentation, split by topic. Calibrated on `--windows` windows
-of 2,048 tokens, judged on 8. Appends a JSON line per run to benchmarks/ablation.jsonl, with machine and date, and prints
-the table.
+of 2,048 tokens, judged on 8. Appends a JSON line per run to benchmarks/ablation.jsonl, with machine and date, and
+prints the table.
 """
 
 import argparse
