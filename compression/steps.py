@@ -94,7 +94,8 @@ def _kind(method: str, ready: Prepared) -> str:
     """Blocks of one kind take the same time on equal workers: method, model's sizes, text, threads."""
     size, (windows, length) = ready.model.size, ready.calibration.tokens.shape
     sizes = f"hidden {size.hidden}, mlp {size.mlp_width}x{size.experts}, heads {size.heads}/{size.kv_heads}"
-    return f"{method}, {sizes}x{size.head_dim}, {windows} windows of {length}, {torch.get_num_threads()} threads"
+    where = f"{ready.model.device.type}, {torch.get_num_threads()} threads"
+    return f"{method}, {sizes}x{size.head_dim}, {windows} windows of {length}, {where}"
 
 
 def _walk(

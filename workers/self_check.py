@@ -39,7 +39,7 @@ def check_worker(place: Workplace, name: str, *, command: Sequence[str] = PROCES
     Args:
         place: the worker's side of the shared state.
         name: of the worker.
-        command: starts the part that needs torch; the data folder is added.
+        command: starts the part that needs torch; the data folder and the setting `device` are added.
 
     Returns:
         The worker's id, and `failed` where one check failed.
@@ -63,7 +63,7 @@ def _measured(place: Workplace, command: Sequence[str]) -> tuple[str, list[SelfC
     environment["OMP_NUM_THREADS"] = str(place.settings.threads or os.cpu_count() or 1)
     try:
         done = subprocess.run(
-            [*command, str(place.layout.home)],
+            [*command, str(place.layout.home), place.settings.device],
             capture_output=True,
             text=True,
             env=environment,

@@ -1,4 +1,4 @@
-"""The part of a worker's self-check that needs torch: `python -m workers.self_check_process <data folder>`.
+"""The part of a worker's self-check that needs torch: `python -m workers.self_check_process FOLDER DEVICE`.
 
 Disk, memory, rates of matrix products, their correctness and their repeatability, devices, versions. One JSON object on
 standard output. The supervisor and its parent import no torch, so this is a process of its own.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from api_schemas.workers import SelfCheck
+from compression.core.placement import choose_device
 from job_store.layout import sync_folder
 
 MIB = 1024**2
@@ -187,13 +188,13 @@ def _numeric(name: str, error: float, limit: float) -> SelfCheck:
     )
 
 
-def main(folder: Path) -> None:
-    """Check everything and say it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def main(folder: Path, asked: str) -> None:
+    """Check everything, on the device that jobs will have, and say it."""
+    device = choose_device(asked)
     checks = [*disk(folder), *memory(), *numerics(device), *product_rates(device), *devices(), *versions()]
     found = {"worker_class": worker_class(device), "checks": [check.model_dump(mode="json") for check in checks]}
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

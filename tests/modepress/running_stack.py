@@ -41,9 +41,10 @@ class RunningStack:
 
 
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment of a user who has set nothing but the data folder."""
+    """The environment of a user who has set nothing but the data folder, and no self-check, which has its own tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MODEPRESS_")}
-    return {**kept, "MODEPRESS_HOME": str(home), "OMP_NUM_THREADS": "1", **(extra or {})}
+    ours = {"MODEPRESS_HOME": str(home), "MODEPRESS_SELF_CHECK": "skip", "OMP_NUM_THREADS": "1"}
+    return {**kept, **ours, **(extra or {})}
 
 
 @contextmanager

@@ -104,6 +104,20 @@ def test_compress_report_events_and_chat(shell: Shell, tiny: str, recipe_file: s
     assert followed.returncode == 0
     assert len(followed.stdout.splitlines()) == len(lines)
 
+    beat = shell.json("status", job["id"])["heartbeat"]
+    assert (beat["attempt"], beat["child_alive"]) == (1, False)
+    assert "heartbeat " in shell.run("watch", job["id"]).stdout
+    traced = shell.json("trace", job["id"], "--into", "trace.json")
+    document = json.loads((shell.folder / "trace.json").read_text())
+    assert len(document["traceEvents"]) == traced["events"] > 20
+    assert report["time"]["attempts"] == 1
+    assert "effective job time rate" in table
+    (worker,) = shell.json("workers")
+    assert (worker["alive"], worker["standing"]) == (True, "unchecked")
+    assert "MODEPRESS_SELF_CHECK" in shell.run("workers").stdout
+    assert shell.json("doctor", job["id"])["findings"] == []
+    assert "nothing is wrong with it" in shell.run("doctor", job["id"]).stdout
+
     assert job["id"] in [one["id"] for one in shell.json("jobs", "--metadata", "a=b")]
     assert shell.json("job", job["id"])["compressed_model"] == job["compressed_model"]
     assert job["id"] in shell.run("jobs").stdout
@@ -171,6 +185,10 @@ def test_a_failed_job_ends_with_4(shell: Shell, tiny: str, recipe_file: str, tmp
     assert done["report"] is None
     followed = shell.run("events", done["job"]["id"], "--follow")
     assert followed.returncode == 4
+    (found,) = shell.json("doctor", done["job"]["id"], status=4)["findings"]
+    assert "was refused" in found["what"]
+    assert shell.json("watch", done["job"]["id"], status=4)["status"] == "failed"
+    assert any(done["job"]["id"] in line for line in shell.json("doctor")["failed_jobs"])
 
 
 def test_no_wait_then_cancel(shell: Shell, tiny: str, recipe_file: str) -> None:
