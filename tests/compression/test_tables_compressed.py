@@ -103,6 +103,22 @@ def test_a_whole_job(folder: Path, tmp_path: Path) -> None:
     assert describe(open_checkpoint(tmp_path / "a")).reads_tables
 
 
+@pytest.mark.parametrize(
+    "quantise", [{"method": "round_to_nearest", "bits": 8, "group_size": None}, {"method": "int8"}]
+)
+def test_a_quantised_decoder_reads_tables_through_the_same_encoder(
+    folder: Path, tmp_path: Path, quantise: dict[str, Any]
+) -> None:
+    run(job(steps=[quantise]), folder, tmp_path / "a")
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "a" / "model.safetensors")
+    kept = [name for name in before if name.startswith(("table_encoder.", "projector."))]
+    assert kept
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    dense, quantised = logits_on_a_table(folder), logits_on_a_table(tmp_path / "a")
+    error = float((quantised - dense).norm() / dense.norm())
+    assert 0 < error < 0.15
+
+
 def test_what_cannot_be_done_is_named(folder: Path) -> None:
     text = {"source": "file", "path": "/x.jsonl", "num_samples": 4, "sequence_length": 64, "image_field": "image"}
     plan = make_plan(open_checkpoint(folder), job(calibration=text, exports=[{"format": "gguf"}]), model="m")
