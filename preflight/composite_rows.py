@@ -33,7 +33,7 @@ class Composite:
         blind: why images cannot be shown to its decoder in calibration; empty where they can.
         shares_mlp_width: whether the projector takes a width of its own from the decoder's `intermediate_size`.
         ours: whether the class of the whole is in `compression.runtime`: transformers has none.
-        uncompressed: why its decoder cannot be compressed; empty where it can.
+        unshrunk: why nothing can be removed from its decoder; empty where it can.
         reads: what the tower is for; its part is called vision or table_encoder accordingly.
     """
 
@@ -51,7 +51,7 @@ class Composite:
     blind: str = ""
     shares_mlp_width: bool = False
     ours: bool = False
-    uncompressed: str = ""
+    unshrunk: str = ""
     reads: Literal["image", "table"] = "image"
 
     @property
@@ -114,7 +114,7 @@ _ROWS = (
     replace(_image_chat("tinygptv", "TinyGptvForConditionalGeneration", "tinygptv_phi"), fixed_decoder=True),
     replace(
         _image_chat("artgpt4", "ArtGpt4ForConditionalGeneration", "artgpt4_llama"),
-        uncompressed="between attention and MLP its blocks have a bottleneck on the stream itself, which no half of a "
+        unshrunk="between attention and MLP its blocks have a bottleneck on the stream itself, which no half of a "
         "block may be run without or twice",
     ),
     Composite(

@@ -75,11 +75,6 @@ def part_blockers(placed: Placed | None, config: Mapping[str, Any]) -> tuple[Blo
         message = f"config.json: model_type {shown(kind)} is only known inside a vision-language model; push the whole"
         return (Blocker(code="unsupported_architecture", message=message, param="model_type"),)
     found = []
-    if placed.composite.uncompressed:
-        message = (
-            f"the decoder of a {placed.composite.model_type} cannot be compressed: {placed.composite.uncompressed}"
-        )
-        found.append(Blocker(code="unsupported_architecture", message=message, param="model_type"))
     named, wanted = architecture_of(placed.whole), placed.composite.architecture
     if named not in ("", wanted):
         message = f"config.json: architecture {shown(named)}; a {placed.composite.model_type} is loaded as {wanted}"

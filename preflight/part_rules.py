@@ -29,6 +29,12 @@ def part_recipe_blockers(checkpoint: Checkpoint, recipe: Recipe) -> list[Blocker
         )
         found.append(Blocker(code="nemotron_family", message=message, param="recipe.steps.0.layout"))
     step = recipe.structure
+    if step is not None and placed.composite.unshrunk:
+        message = (
+            f"method {step.method}: nothing can be removed from the decoder of a {whole}, because "
+            f"{placed.composite.unshrunk}; quantise it (gptq, round_to_nearest, int8, nf4), or choose another model"
+        )
+        found.append(Blocker(code="unsupported_architecture", message=message, param="recipe.steps.0.method"))
     if placed.composite.shares_mlp_width and recipe.layout == "portable" and step and "mlp" in step.resolved_modules:
         message = (
             f"layout 'portable': the projector of a stock {placed.composite.architecture} takes a width from the "

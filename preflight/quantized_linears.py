@@ -52,7 +52,8 @@ def linear_groups(family: Family, size: Dimensions) -> tuple[tuple[str, ...], ..
     """
     names = family.attention
     mlps = [group for mlp in family.mlps(size) for group in (mlp.inputs, (mlp.down,))]
-    return ((names.query, names.key, names.value), (names.output,), *mlps)
+    between = [(linear,) for linear in family.between]
+    return ((names.query, names.key, names.value), (names.output,), *between, *mlps)
 
 
 def linear_shapes(family: Family, config: Mapping[str, Any], shape: BlockShape) -> dict[str, tuple[int, int]]:
@@ -63,6 +64,7 @@ def linear_shapes(family: Family, config: Mapping[str, Any], shape: BlockShape) 
         names.key: (size.kv_heads * shape.query_key_rank, size.hidden),
         names.value: (size.kv_heads * shape.value_output_rank, size.hidden),
         names.output: (size.hidden, size.heads * shape.value_output_rank),
+        **family.between_shapes(config),
     }
     for mlp in family.mlps(size):
         shapes.update({linear: (shape.mlp_width, size.hidden) for linear in mlp.inputs})

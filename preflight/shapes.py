@@ -63,7 +63,8 @@ def block_costs(family: Family, config: Mapping[str, Any]) -> BlockCosts:
 
 def _never_shrinks(family: Family, tensor: str) -> bool:
     kept = {*family.norms, family.attention.query_norm, family.attention.key_norm}
-    return tensor.rpartition(".")[0] in kept | ({family.experts.router} if family.experts else set())
+    kept |= family.between.keys() | ({family.experts.router} if family.experts else set())
+    return tensor.rpartition(".")[0] in kept
 
 
 def modules_of(family: Family, config: Mapping[str, Any], step: ModegptConfig) -> tuple[str, ...]:

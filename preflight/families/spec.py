@@ -44,6 +44,8 @@ class Family:
             that decides; else the MLP reads what attention left, h = x + attention(norm(x)), then h + mlp(norm'(h)).
         residual_scale: of what each half adds to the stream.
         post_norms: those of `norms` through which attention and MLP go on their way to the stream.
+        between: linears between attention and MLP that change the stream itself, in forward order: the configuration
+            keys of their outputs and inputs.
         blocks_by_place: stock code makes blocks of several kinds, by their number.
         alone: whether there are checkpoints of it alone; else it is only found inside a composite, and `architecture`
             has no head.
@@ -72,6 +74,7 @@ class Family:
     norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
     norm_bias: bool = False
     plain_norms: tuple[str, ...] = ()
+    between: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     qk_norm: bool | str = False
     rotary: str = "model.rotary_emb"
     rotary_by_layer_type: bool = False
@@ -270,6 +273,7 @@ class Family:
             linears[mlp.down] = (size.hidden, size.mlp_width)
         if self.experts is not None:
             linears[self.experts.router] = (size.experts, size.hidden)
+        linears.update(self.between_shapes(config))
         tensors: dict[str, Shape] = {}
         for norm in self.norms:
             tensors.update(self._norm(norm, size.hidden))
@@ -281,6 +285,13 @@ class Family:
             if self.has_bias(linear, config):
                 tensors[f"{linear}.bias"] = (shape[0],)
         return tensors
+
+    def between_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """`[out_features, in_features]` of the linears between attention and MLP."""
+        return {
+            linear: (int(self._needed(config, outputs)), int(self._needed(config, inputs)))
+            for linear, (outputs, inputs) in self.between.items()
+        }
 
     def _norm(self, norm: str, channels: int) -> dict[str, Shape]:
         kinds = ("weight", "bias") if self.norm_bias and norm not in self.plain_norms else ("weight",)

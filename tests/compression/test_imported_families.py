@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from api_schemas.imports import MiniGpt4Import, TinyGptvImport
+from api_schemas.imports import ArtGpt4Import, MiniGpt4Import, TinyGptvImport
 from compression.core.artifact import Result, write_artifact
-from compression.importers import minigpt4, tinygptv
+from compression.importers import artgpt4, minigpt4, tinygptv
 from compression.importers.ledger import FILE
 from compression.reload import logits_of
 from preflight.checkpoint import describe, open_checkpoint
@@ -19,7 +19,6 @@ from tests.compression.test_composites import job, run, side, stock, streamed, w
 from tests.compression.walks import expected_logits, random_tokens, step, walk
 from tests.image_chat_originals import IMAGE, QUERIES
 from tests.picture_rows import mixed_rows, write_rows
-from tests.tiny_vision_models import make_tiny_vision_model
 
 FAMILIES = ["tinygptv", "minigpt4"]
 
@@ -105,10 +104,37 @@ def test_a_whole_job_calibrated_on_images(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "a").config["model_type"] == "modepress_tinygptv"
 
 
-def test_a_bottleneck_on_the_stream_is_refused_in_the_plan(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(make_tiny_vision_model(tmp_path, "artgpt4"))
-    blockers = {blocker.message for blocker in describe(checkpoint).blockers}
-    assert any("bottleneck" in message for message in blockers)
+def art(folder: Path) -> Path:
+    originals = artgpt4_originals.write_originals(folder, "artgpt4-code")
+    request = {"family": "artgpt4", **{role: str(path) for role, path in originals.paths.items()}, **originals.options}
+    artgpt4.convert(ArtGpt4Import.model_validate(request), folder / "model")
+    return folder / "model"
+
+
+def test_a_bottleneck_on_the_stream_is_refused_in_the_plan_of_what_removes(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(art(tmp_path))
+    assert describe(checkpoint).blockers == ()
+    blockers = make_plan(checkpoint, job(), model="m").blockers
+    assert [(one.code, one.param) for one in blockers] == [("unsupported_architecture", "recipe.steps.0.method")]
+    assert "bottleneck" in blockers[0].message
+
+
+@torch.inference_mode()
+def test_the_walk_goes_through_the_bottleneck_once(tmp_path: Path) -> None:
+    folder, tokens = art(tmp_path), random_tokens(1, 24)
+    wanted = stock(folder)(tokens).logits[0]
+    torch.testing.assert_close(logits_of(streamed(folder), tokens), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("skipped", [[], ["adapter"]])
+def test_the_bottleneck_is_quantised_with_the_rest_unless_it_is_skipped(tmp_path: Path, skipped: list[str]) -> None:
+    steps = [{"method": "round_to_nearest", "bits": 8, "group_size": None, "skip_modules": skipped}]
+    plan = make_plan(open_checkpoint(art(tmp_path)), job(steps=steps), model="m")
+    assert plan.blockers == ()
+    run(job(steps=steps), tmp_path / "model", tmp_path / "a")
+    packed = [name for name in open_checkpoint(tmp_path / "a").tensors if name.endswith("weight_packed")]
+    assert sum(".adapter." in name for name in packed) == (0 if skipped else 2 * artgpt4_originals.BLOCKS)
+    assert sum(".q_proj." in name for name in packed) == artgpt4_originals.BLOCKS
 
 
 def test_the_plan_says_who_loads_the_result(tmp_path: Path) -> None:
