@@ -233,22 +233,26 @@ def _unwrapped(path: Path, content: Any, beside: Mapping[str, str]) -> Pickled:
     if not weights:
         raise InvalidCheckpoint("no_weights", f"{path.name} holds no tensor", path.name)
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise InvalidCheckpoint(
-                "not_a_tensor",
-                f"{path.name}: {shown(name)} is a {type(value).__name__}, not a tensor; give the file of weights",
-                str(name),
-            )
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            # A stride of nothing shows one number as terabytes; whoever copies it would make them.
-            raise InvalidCheckpoint(
-                "not_a_tensor",
-                f"{path.name}: {shown(name)} shows {value.numel()} numbers and has fewer; save it with .contiguous()",
-                name,
-            )
+        _check_weight(path, name, value)
     stripped = "module." if all(name.startswith("module.") for name in weights) else ""
     tensors = {name.removeprefix(stripped): value.detach() for name, value in weights.items()}
     return Pickled(tensors, left, stripped)
+
+
+def _check_weight(path: Path, name: Any, value: Any) -> None:
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise InvalidCheckpoint(
+            "not_a_tensor",
+            f"{path.name}: {shown(name)} is a {type(value).__name__}, not a tensor; give the file of weights",
+            str(name),
+        )
+    stored = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > stored:  # one number said a billion times
+        raise InvalidCheckpoint(
+            "invalid_pickle",
+            f"{path.name}: {shown(name)} is {list(value.shape)} of {stored} stored bytes; save it again, whole",
+            name,
+        )
 
 
 def _bytes(value: Any) -> int:

@@ -166,6 +166,12 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     assert (caught.value.code, caught.value.param) == ("file_not_found", "delta")
 
 
+def test_a_tensor_larger_than_what_is_stored_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(1).expand(10**12)}, tmp_path / "w.pth")
+    error = _refused(tmp_path / "w.pth")
+    assert (error.code, error.param) == ("invalid_pickle", "w")
+
+
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     torch.save(_weights(), tmp_path / "w.pth")
     with (
