@@ -13,7 +13,7 @@ from typing import Any, Self
 
 SHORTEST_SECONDS = 0.001  # shorter slices are counted, not drawn: nobody sees them, and there are many
 MOST_EVENTS = 100_000  # of one attempt; beyond it only slices this high up are drawn
-ALWAYS_DRAWN_DEPTH = 3
+ALWAYS_DRAWN_DEPTH = 2  # attempt, stage, block
 FLUSH_EVENTS = 256
 WATCH_THREAD, WORK_THREAD = 0, 1  # the supervisor's view of an attempt, and the job process's own
 
