@@ -60,6 +60,9 @@ class Message(Frozen):
     )
 
 
+Engine = Literal["transformers", "onnx-float32", "onnx-int8", "onnx-int4"]
+
+
 class StreamOptions(Frozen):
     """Whether the last chunk carries usage."""
 
@@ -78,6 +81,13 @@ class Sampling(Frozen):
     stop: Stop = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    engine: Annotated[
+        Engine | None,
+        Field(
+            description="what answers: the model's own weights in transformers, as without this field, or one of its "
+            "ONNX graphs in onnxruntime; capabilities.engines of the model lists them"
+        ),
+    ] = None
     user: Annotated[str | None, Field(max_length=256)] = None
 
 

@@ -22,6 +22,9 @@ class CheckpointFacts(Frozen):
     parts: Annotated[
         tuple[ModelPart, ...], Field(description="of a model whose decoder is one part of several; else empty")
     ] = ()
+    engines: Annotated[
+        tuple[str, ...], Field(description="what it can be answered from here: its weights, and ONNX graphs in it")
+    ] = ("transformers",)
     reads_images: Annotated[bool, Field(description="whether chat with it takes images here")] = False
     reads_tables: Annotated[bool, Field(description="whether chat with it takes tables here")] = False
     parameters: int

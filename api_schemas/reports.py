@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from api_schemas.base import Frozen
+from api_schemas.export_reports import ExportReport as ExportReport
 from api_schemas.heartbeats import Work
 from api_schemas.plans import BlockShape, Plan
 from api_schemas.recipe import Recipe
@@ -141,20 +142,6 @@ class ReloadProof(Frozen):
     tokens: int
     loader: Annotated[str, Field(description="the class that loaded it, and whether project code was needed")]
     greedy_text: Annotated[str, Field(description="a smoke generation of the reloaded artifact")]
-
-
-class ExportReport(Frozen):
-    """A foreign format that was written beside the weights, and read back."""
-
-    format: str
-    target: Annotated[str, Field(description="file or folder inside the artifact")]
-    bytes: int
-    architecture: Annotated[str, Field(description="the name under which the foreign runtime knows the model")]
-    tensors: Annotated[dict[str, int], Field(description="how many tensors have which number format")]
-    relative_error: Annotated[
-        float, Field(description="largest ‖W−Ŵ‖/‖W‖ of a tensor, Ŵ read back from the file; 0 without weights")
-    ]
-    notes: tuple[str, ...] = ()
 
 
 class Trial(Frozen):

@@ -14,6 +14,7 @@ from api_schemas.recipe import Recipe
 from api_schemas.reports import ExportReport
 from compression.core.artifact import SERVE, Result, seal, write_model
 from compression.core.block_store import write_durably
+from compression.exporters.onnx.texts import Texts
 from compression.exporters.write import write_exports
 from compression.prepare import Prepared, versions
 from compression.reload import logits_of
@@ -49,7 +50,7 @@ def write_result(
         bits=None if made.quantization is None else made.quantization.bits,
     )
     write_model(result, folder)
-    exports = write_exports(recipe.exports, folder)
+    exports = write_exports(recipe.exports, folder, Texts(ready.calibration.tokens, ready.evaluation.tokens))
     if exports:
         write_durably(folder / SELF_TEST, _json(_self_test(ready, made)))
     write_durably(folder / SERVE, _json(_serving(ready.plan, exports)))

@@ -264,4 +264,5 @@ def _capabilities(row: ModelRow) -> dict[str, list[str]]:
             tasks.append("compression")
     facts = row.facts or {}
     more = [kind for kind in ("image", "table") if "chat" in tasks and facts.get(f"reads_{kind}s")]
-    return {"input_modalities": ["text", *more], "output_modalities": ["text"], "tasks": tasks}
+    engines = list(facts.get("engines", ["transformers"])) if tasks else []
+    return {"input_modalities": ["text", *more], "output_modalities": ["text"], "tasks": tasks, "engines": engines}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from api_schemas.errors import InvalidCheckpoint
 from api_schemas.models import CheckpointFacts
 from preflight.composites import Placed, place
+from preflight.engines import engines_of
 from preflight.facts import (
     block_parameters,
     blocks_of,
@@ -162,6 +163,7 @@ def describe(checkpoint: Checkpoint) -> CheckpointFacts:
         architecture=architecture_of(whole),
         family=family.name if family else None,
         modality=_modality(placed, whole),
+        engines=engines_of(checkpoint.folder),
         reads_images=reads_images(whole) and (searches_answers(whole) or has_processor(checkpoint.side_files)),
         reads_tables=has_rule(checkpoint.side_files),
         parts=count_parts(placed, counted),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from api_schemas.exports.gguf import GgufExport, GgufType
-from api_schemas.exports.vllm import VllmExport
+from api_schemas.exports.onnx import OnnxExport
 from api_schemas.plans import Blocker, BlockShape
 from api_schemas.recipe import Recipe
 from preflight.checkpoint import Checkpoint
@@ -28,6 +28,9 @@ def export_blockers(
             reduced = shapes[0].query_key_rank != family.dimensions(checkpoint.config).head_dim
             refusals = gguf_refusals(checkpoint.folder, checkpoint.config, family, layout, reduced_attention=reduced)
             found += [Blocker(code=code, message=f"export gguf: {why}", param=where) for code, why in refusals]
+        elif isinstance(export, OnnxExport):
+            refusals = onnx_refusals(checkpoint.config, family)
+            found += [Blocker(code=code, message=f"export onnx: {why}", param=where) for code, why in refusals]
         elif layout != "nemotron":
             found.append(Blocker(code="vllm_layout", message=_no_vllm_export(layout), param=where))
     return found
@@ -87,6 +90,42 @@ def gguf_refusals(
         yield "gguf_tokenizer", f"{tokenizer}; leave it out, or push the model with such a tokenizer"
 
 
+def onnx_refusals(config: Mapping[str, Any], family: Family) -> Iterator[tuple[str, str]]:
+    """Codes and reasons why an ONNX graph would be impossible or wrong; `config` is the original's or an artifact's."""
+    if config.get("quantization_config"):
+        yield "export_of_codes", "its weights are packed; export the model from before it was quantised"
+    if family.experts is not None:
+        yield (
+            "onnx_experts",
+            f"a graph has no loop over the experts that tokens choose, which {family.name} needs; leave it out",
+        )
+    kinds = _rope_types(config)
+    odd = sorted(kinds - {*STATIC_ROTARY, "yarn"})
+    if odd and not is_portable_longrope(config):
+        yield (
+            "onnx_rotary",
+            f"rotary type {odd[0]!r} changes its frequencies with the length of the text, which a graph cannot; leave "
+            "it out",
+        )
+
+
+def _rope_types(config: Mapping[str, Any]) -> set[str]:
+    """Rotary types of all layer types."""
+    parameters = config.get("rope_parameters") or {}
+    nested = [one for one in parameters.values() if isinstance(one, Mapping)]
+    return {rope_type({"rope_parameters": one}) for one in nested} or {rope_type(config)}
+
+
+def onnx_bytes(size: Dimensions, parameters: int, export: OnnxExport) -> int:
+    """About how large a graph with its tensors will be."""
+    if export.weights == "float32":
+        return parameters * 4
+    eight = 1 + 4 / export.block
+    four = 0.5 + 4.5 / export.block
+    outer = min(parameters, size.vocabulary * size.hidden * (1 if size.tied_head else 2))
+    return int(outer * eight + (parameters - outer) * (four if export.weights == "int4" else eight))
+
+
 def gguf_bytes(size: Dimensions, parameters: int, shapes: Sequence[BlockShape], dtype: GgufType) -> int:
     """About how large a GGUF file will be: rows that cannot be quantised count 16 bits, all else the type's."""
     bits = BITS[dtype]
@@ -97,5 +136,10 @@ def gguf_bytes(size: Dimensions, parameters: int, shapes: Sequence[BlockShape], 
 
 def export_bytes(recipe: Recipe, size: Dimensions, parameters: int, shapes: Sequence[BlockShape]) -> int:
     """Bytes that the recipe's exports add to the artifact."""
-    files = (export for export in recipe.exports if not isinstance(export, VllmExport))
-    return sum(gguf_bytes(size, parameters, shapes, export.dtype) for export in files)
+    total = 0
+    for export in recipe.exports:
+        if isinstance(export, GgufExport):
+            total += gguf_bytes(size, parameters, shapes, export.dtype)
+        elif isinstance(export, OnnxExport):
+            total += onnx_bytes(size, parameters, export)
+    return total

@@ -10,6 +10,7 @@ from typing import Any
 
 from api_schemas.exports import ExportConfig
 from api_schemas.exports.gguf import GgufExport
+from api_schemas.exports.onnx import OnnxExport
 from api_schemas.plans import BlockShape, RuntimeSupport
 from preflight.families import Dimensions, Family
 from preflight.gguf_rules import ARCHITECTURES
@@ -147,6 +148,10 @@ def _exported(
             command = f"llama-server -m FOLDER/{export.target}"
             yield support("llama.cpp", status, f"{export.target}, written with rotary factors", command, evidence)
             yield _gguf_in_transformers(layout, export.target, stock_angles=stock_angles)
+        elif isinstance(export, OnnxExport):
+            why = f"{export.target}, run in the job: its perplexity is in report.exports"
+            command = f'onnxruntime.InferenceSession("FOLDER/{export.target}/model.onnx")'
+            yield support("onnxruntime", "verified", why, command, "tests/compression/exporters/test_onnx.py")
         else:
             command = (
                 "python -m vllm.entrypoints.openai.api_server --model FOLDER "

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from api_schemas.exports.gguf import GgufExport
+from api_schemas.exports.onnx import OnnxExport
 from api_schemas.exports.vllm import VllmExport
 
-ExportConfig = Annotated[GgufExport | VllmExport, Field(discriminator="format")]
+ExportConfig = Annotated[GgufExport | OnnxExport | VllmExport, Field(discriminator="format")]

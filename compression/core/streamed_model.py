@@ -123,6 +123,11 @@ class StreamedModel:
         return frequencies.cpu()
 
     @property
+    def rotary(self) -> nn.Module | None:
+        """The module that makes angles of positions; None where there are none."""
+        return self._rotary
+
+    @property
     def blocks(self) -> int:
         """How many decoder blocks there are."""
         return len(self._blocks)

@@ -73,7 +73,7 @@ def open_source(folder: Path) -> ExportSource:
         InvalidCheckpoint: `unsupported_architecture`.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family, layout = _family_and_layout(config)
+    family, layout = family_and_layout(config)
     for code, why in gguf_refusals(folder, config, family, layout, reduced_attention=False):
         raise InvalidRecipe(code, f"export gguf: {why}", "exports")
     architecture = architecture_for(family.name, layout)
@@ -90,7 +90,8 @@ def open_source(folder: Path) -> ExportSource:
     return source
 
 
-def _family_and_layout(config: Mapping[str, Any]) -> tuple[Family, str]:
+def family_and_layout(config: Mapping[str, Any]) -> tuple[Family, str]:
+    """The table of an artifact or a stock model, and its layout, by its config.json."""
     if config.get("model_type") == MODEL_TYPE:
         return table("llama"), "nemotron"
     if "block_shapes" in config:

@@ -27,12 +27,20 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What answers: transformers, or an ONNX graph of the model, e.g. onnx-int8.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Ask a model: one prompt, or a conversation (end it with Ctrl-D)."""
-    sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "engine": engine,
+    }
     start: list[Turn] = [{"role": "system", "content": system}] if system else []
     pictures = [image_part(path) for path in image or ()]
     with connect(url, api_key) as client:

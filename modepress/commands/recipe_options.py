@@ -23,7 +23,11 @@ Layout = Annotated[
 ]
 Exports = Annotated[
     list[str] | None,
-    typer.Option("--export", help="gguf:TYPE with TYPE f32, bf16 or q8_0, or vllm (layout nemotron); repeatable."),
+    typer.Option(
+        "--export",
+        help="gguf:TYPE with TYPE f32, bf16 or q8_0; onnx:TYPE with TYPE float32, int8 or int4; or vllm (layout "
+        "nemotron); repeatable.",
+    ),
 ]
 TargetParameters = Annotated[
     int | None, typer.Option(help="Instead of a sparsity: parameters of the whole model at most, e.g. 110000000.")
@@ -44,6 +48,7 @@ SequenceLength = Annotated[int | None, typer.Option(help="Tokens per window, for
 GateIncrease = Annotated[
     float | None, typer.Option("--gate", help="Fail when perplexity rises by more than this fraction, e.g. 0.5.")
 ]
+TYPE_FIELDS = {"onnx": "weights"}  # where an export's settings call its number format otherwise than `dtype`
 Seed = Annotated[int | None, typer.Option(help="Of everything random.")]
 
 
@@ -81,11 +86,11 @@ def build_recipe(
 
 
 def exports_of(said: list[str] | None) -> list[dict[str, str]] | None:
-    """The recipe's exports from words like `gguf:q8_0`; None when none was given."""
+    """The recipe's exports from words like `gguf:q8_0` or `onnx:int8`; None when none was given."""
     if not said:
         return None
     parts = (word.partition(":") for word in said)
-    return [{"format": name, **({"dtype": dtype} if dtype else {})} for name, _, dtype in parts]
+    return [{"format": name, **({TYPE_FIELDS.get(name, "dtype"): kind} if kind else {})} for name, _, kind in parts]
 
 
 def goal(

@@ -21,10 +21,11 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """Builds the objects of one answer; all carry the same id and time."""
+    """Builds the objects of one answer; all carry the same id and time, and the engine where a request names one."""
 
     kind: Kind
     model: str
+    engine: str | None = None
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -63,4 +64,5 @@ class AnswerShape:
 
     def _object(self, chat_name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         name = chat_name if self.kind == "chat" else "text_completion"
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model, "choices": choices}
+        said = {} if self.engine is None else {"system_fingerprint": self.engine}
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model, **said, "choices": choices}

@@ -124,8 +124,8 @@ async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:
 
 async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:
     engine: Engine = request.app.state.engine
-    ticket = engine.submit(body.model, prepare)
-    shape = AnswerShape(kind, body.model)
+    ticket = engine.submit(body.model, prepare, body.engine)
+    shape = AnswerShape(kind, body.model, body.engine)
     try:
         started = await while_connected(request.receive, _started(ticket))
         if body.stream:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from api_schemas.errors import ModepressError, Unavailable
+from api_schemas.inference import Engine as EngineName
 from workers.inference.generation import generate
 from workers.inference.loading import LoadedModel
 from workers.inference.metrics import Metrics, RequestMeter
@@ -30,8 +31,8 @@ Prepare = Callable[[LoadedModel], GenerationTask]
 class Ticket:
     """One request's place in the engine: read its events until the piece with a finish reason, or cancel it."""
 
-    def __init__(self, model_id: str, prepare: Prepare) -> None:
-        self.model_id = model_id
+    def __init__(self, model_id: str, prepare: Prepare, engine: EngineName | None = None) -> None:
+        self.model_id, self.engine = model_id, engine
         self.prepare = prepare
         self.runner: asyncio.Task[None] | None = None
         self._events: asyncio.Queue[Event | BaseException] = asyncio.Queue()
@@ -91,14 +92,15 @@ class Engine:
         self._tickets: set[Ticket] = set()
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generate")
 
-    def submit(self, model_id: str, prepare: Prepare) -> Ticket:
+    def submit(self, model_id: str, prepare: Prepare, engine: EngineName | None = None) -> Ticket:
         """Start a request.
 
         Args:
             model_id: of a registered model.
             prepare: makes the task once the model is in memory; runs in a thread; what it raises goes to the reader.
+            engine: what of the model answers; None is its own weights.
         """
-        ticket = Ticket(model_id, prepare)
+        ticket = Ticket(model_id, prepare, engine)
         if self.draining:
             ticket.fail(_shutting_down())
             return ticket
@@ -123,6 +125,7 @@ class Engine:
     async def _run(self, ticket: Ticket) -> None:
         try:
             source = await self.find(ticket.model_id)
+            source = await asyncio.to_thread(source.answered_by, ticket.engine)
             last = await self._serve(ticket, source)
             if last is not None:  # only now: who reads the end of an answer finds its place and its model free
                 ticket.put(last)

@@ -8,6 +8,7 @@ from transformers import DynamicCache
 
 from api_schemas.errors import InvalidCheckpoint
 from workers.inference.detokenizer import Detokenizer
+from workers.inference.graphs import GraphDecoder, ServedGraph
 from workers.inference.loading import LoadedModel
 from workers.inference.sampling import Sampler
 from workers.inference.stops import StopFilter
@@ -82,7 +83,8 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
     if loaded.searches:
         yield searched(loaded, task)
         return
-    decoder, writer = _Decoder(loaded), _Writer(loaded, task)
+    decoder = GraphDecoder(loaded.model) if isinstance(loaded.model, ServedGraph) else _Decoder(loaded)
+    writer = _Writer(loaded, task)
     sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
     chunk = len(task.prompt) if task.pictures else PREFILL_CHUNK  # no cut may go through a picture
     for start in range(0, len(task.prompt), chunk):

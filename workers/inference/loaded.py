@@ -23,6 +23,7 @@ def _describe(slot: Slot) -> dict[str, Any]:
     common = {
         "id": slot.source.id,
         "object": "loaded_model",
+        "engine": slot.source.engine,
         "bytes": slot.bytes,
         "users": slot.users,
         "last_used_at": int(slot.last_used),

@@ -19,7 +19,9 @@ from compression.core.pack_quantized import packed_bits
 from compression.core.packed_forms import packed_linears
 from compression.core.quantized_config import is_bitsandbytes
 from preflight.checkpoint import Checkpoint, open_checkpoint
+from preflight.engines import OWN
 from preflight.vision import loads_with_vision, searches_answers
+from workers.inference.graphs import graph_bytes, load_graph
 from workers.inference.precision import STORED, Precision, choose_precision, cpu_flags, stored_dtype
 from workers.inference.processors import NoProcessor, load_processor
 from workers.inference.registry import ModelSource
@@ -56,7 +58,7 @@ class LoadedModel:
 
     Attributes:
         source: which model.
-        model: the transformers module, in evaluation mode.
+        model: the transformers module, in evaluation mode; or a `ServedGraph`.
         tokenizer: its tokenizer.
         precision: number format and device.
         bytes: measured, of all parameters and buffers, shared storage counted once.
@@ -98,6 +100,10 @@ def plan_load(source: ModelSource) -> LoadPlan:
         InvalidCheckpoint: the folder is gone or damaged.
     """
     checkpoint = open_checkpoint(source.folder)
+    if source.engine != OWN:
+        why = f"{source.engine}: onnxruntime, on the CPU; products and cache in float32"
+        precision = Precision(torch.float32, stored_dtype(_parameters_by_dtype(checkpoint)), "cpu", why)
+        return LoadPlan(source, precision, graph_bytes(source))
     precision = choose_precision(
         stored_dtype(_parameters_by_dtype(checkpoint)), "cuda" if torch.cuda.is_available() else "cpu", cpu_flags()
     )
@@ -123,6 +129,8 @@ def load(plan: LoadPlan) -> LoadedModel:
             `invalid_table_rule`, `table_tokenizer_invalid` or `invalid_generation_config`.
         Unavailable: `out_of_memory`.
     """
+    if plan.source.engine != OWN:
+        return _load_graph(plan)
     start = time.monotonic()
     model = _load_weights(plan)
     tokenizer = _load_tokenizer(plan.source)
@@ -139,7 +147,7 @@ def load(plan: LoadPlan) -> LoadedModel:
         seconds=time.monotonic() - start,
         context_length=context,
         vocabulary=model.get_input_embeddings().weight.shape[0],
-        eos_ids=_eos_ids(model, tokenizer),
+        eos_ids=_eos_ids(getattr(getattr(model, "generation_config", None), "eos_token_id", None), tokenizer),
         defaults=_sampling_defaults(plan.source),
         cache_argument="cache" if "cache" in parameters else "past_key_values",
         processor=None if isinstance(processor, NoProcessor) else processor,
@@ -147,6 +155,25 @@ def load(plan: LoadPlan) -> LoadedModel:
         stops=tuple(getattr(model.config, "stop_strings", None) or ()),
         tables=load_table_reader(plan.source, model),
         searches=searches,
+    )
+
+
+def _load_graph(plan: LoadPlan) -> LoadedModel:
+    """Load an ONNX graph in the place of the weights; tokenizer and settings are the model's."""
+    served = load_graph(plan.source)
+    tokenizer = _load_tokenizer(plan.source)
+    return LoadedModel(
+        source=plan.source,
+        model=served,
+        tokenizer=tokenizer,
+        precision=plan.precision,
+        bytes=served.bytes,
+        seconds=served.seconds,
+        context_length=getattr(served.config, "max_position_embeddings", None),
+        vocabulary=served.config.vocab_size,
+        eos_ids=_eos_ids(served.eos_ids, tokenizer),
+        defaults=_sampling_defaults(plan.source),
+        cache_argument="",
     )
 
 
@@ -238,9 +265,8 @@ def _scales(checkpoint: Checkpoint) -> frozenset[str]:
     )
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def _eos_ids(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
     """Generation config and tokenizer together: chat models often name their end-of-turn token in one of them only."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
 

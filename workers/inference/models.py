@@ -60,7 +60,7 @@ class ModelCache:
     def __init__(self, limit_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self.limit_bytes = limit_bytes
         self._clock = clock
-        self._slots: dict[str, Slot] = {}
+        self._slots: dict[tuple[str, str], Slot] = {}
         self._changed = asyncio.Event()
 
     @property
@@ -94,14 +94,14 @@ class ModelCache:
 
     def forget(self, model_id: str) -> None:
         """Unload a model that is registered no more, unless it is in use."""
-        slot = self._slots.get(model_id)
-        if slot is not None and slot.idle:
-            self._drop(slot)
+        for slot in self.slots:
+            if slot.source.id == model_id and slot.idle:
+                self._drop(slot)
 
     async def _enter(self, source: ModelSource) -> Slot:
         plan: LoadPlan | None = None
         while (slot := self._take(source, plan)) is None:
-            if plan is None and source.id not in self._slots:
+            if plan is None and source.key not in self._slots:
                 plan = await asyncio.to_thread(plan_load, source)
                 self._refuse_too_large(source, plan.bytes)
             else:
@@ -110,7 +110,7 @@ class ModelCache:
 
     def _take(self, source: ModelSource, plan: LoadPlan | None) -> Slot | None:
         """Return the model's slot with this user counted in, or None while it must wait for a plan or for room."""
-        slot = self._slots.get(source.id)
+        slot = self._slots.get(source.key)
         if slot is not None and slot.source != source and slot.idle:  # deleted and registered anew under the same id
             self._drop(slot)
             slot = None
@@ -124,14 +124,14 @@ class ModelCache:
 
     def _start(self, plan: LoadPlan) -> Slot:
         slot = Slot(plan.source, plan.bytes, asyncio.create_task(asyncio.to_thread(load, plan)))
-        self._slots[plan.source.id] = slot
+        self._slots[plan.source.key] = slot
         slot.loading.add_done_callback(lambda _: self._settle(slot))
         return slot
 
     def _settle(self, slot: Slot) -> None:
         loaded = slot.loaded
         if loaded is None:
-            self._slots.pop(slot.source.id, None)  # those who wait get the error; the next request tries again
+            self._slots.pop(slot.source.key, None)  # those who wait get the error; the next request tries again
         else:
             slot.bytes = loaded.bytes
             logger.info("loaded %s: %d bytes in %.1f s", slot.source.id, slot.bytes, loaded.seconds)
@@ -149,7 +149,7 @@ class ModelCache:
 
     def _drop(self, slot: Slot) -> None:
         logger.info("unloading %s: %d bytes", slot.source.id, slot.bytes)
-        self._slots.pop(slot.source.id, None)
+        self._slots.pop(slot.source.key, None)
         gc.collect()  # modules refer to each other in circles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -2,25 +2,52 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine as DatabaseEngine
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api_schemas.errors import Conflict, NotFound, Unavailable
+from api_schemas.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from api_schemas.inference import Engine
 from job_store.database import reading
 from job_store.tables import ModelRow
+from preflight.engines import OWN, engines_of
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a registered model lies. `created_at` tells it from a deleted model that had the same id."""
+    """Where a registered model lies, and what of it is to answer.
+
+    `created_at` tells it from a deleted model that had the same id.
+    """
 
     id: str
     folder: Path
     created_at: float
+    engine: Engine = OWN
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Under which it is held in memory: the same model by two engines is there twice."""
+        return self.id, self.engine
+
+    def answered_by(self, engine: Engine | None) -> "ModelSource":
+        """The same model by another engine; None is its own weights.
+
+        Raises:
+            InvalidRequest: `engine_not_found`.
+        """
+        there = engines_of(self.folder)
+        if engine is not None and engine not in there:
+            message = (
+                f"model '{self.id}' cannot be answered by engine '{engine}'; it has {', '.join(there)}. Export onnx in "
+                "the job that makes the model, or leave the field out"
+            )
+            raise InvalidRequest("engine_not_found", message, "engine")
+        return replace(self, engine=engine or OWN)
 
 
 @dataclass(frozen=True)
@@ -32,7 +59,7 @@ class Registry:
         home: the data folder; relative paths in the table are under it.
     """
 
-    engine: Engine
+    engine: DatabaseEngine
     home: Path
 
     def find(self, model_id: str) -> ModelSource:
