@@ -166,8 +166,20 @@ class TrafficLimit:
         if at_once and place is None:
             await render_named(Request(scope), _too_many_at_once(caller, at_once))(scope, receive, send)
             return
-        try:
+        if place is None:
             await self._app(scope, receive, send)
+            return
+
+        async def leaving(message: Message) -> None:
+            # Before the last bytes go out: who sends one request after another must find the place free again.
+            nonlocal place
+            if place is not None and message["type"] == "http.response.body" and not message.get("more_body", False):
+                held, place = place, None
+                await self._traffic.leave(caller.name, held)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, leaving)
         finally:
             if place is not None:
                 await self._traffic.leave(caller.name, place)

@@ -125,6 +125,7 @@ def test_an_open_stream_takes_a_slot(limited: RunningApi, tiny_folder: Path) -> 
             assert "--at-once" in error["message"]
             assert answer.headers["retry-after"] == "1"
         _until_ok(client)
+        assert {client.get("/v1/models").status_code for _ in range(100)} == {200}  # one after another is one at a time
 
 
 def _until_ok(client: httpx.Client) -> None:
