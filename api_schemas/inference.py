@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, StrictBool, StrictInt, Tag
 
 from api_schemas.base import Frozen
 from api_schemas.table_parts import TablePart
@@ -10,6 +10,10 @@ from api_schemas.table_parts import TablePart
 Stop = str | Annotated[list[str], Field(max_length=4)] | None
 
 COUNT_TOKENS = "x-modepress-count-tokens"  # the API asks for a comment at the end of a stream: `: tokens 123`
+
+OWN_LOGPROB = (
+    "its log-probability by the model alone: log-softmax of the raw logits, before temperature, filters and penalties"
+)
 
 
 class TextPart(Frozen):
@@ -96,12 +100,21 @@ class ChatRequest(Sampling):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    logprobs: Annotated[StrictBool | None, Field(description=f"whether each token comes with {OWN_LOGPROB}")] = None
+    top_logprobs: Annotated[
+        StrictInt | None,
+        Field(ge=0, le=20, description="how many likeliest tokens are listed at each place; needs logprobs: true"),
+    ] = None
 
 
 class CompletionRequest(Sampling):
     """Body of `POST /v1/completions`: one prompt, as text or as token ids."""
 
     prompt: str | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    logprobs: Annotated[
+        StrictInt | None,
+        Field(ge=0, le=5, description=f"each token comes with {OWN_LOGPROB}, and with this many likeliest tokens"),
+    ] = None
 
 
 class TokenUsage(Frozen):

@@ -2,11 +2,12 @@
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from api_schemas.inference import TokenUsage
-from workers.inference.tasks import FinishReason
+from workers.inference.tasks import Alternative, FinishReason, ScoredToken
 
 Kind = Literal["chat", "completion"]
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
@@ -21,11 +22,15 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """Builds the objects of one answer; all carry the same id and time, and the engine where a request names one."""
+    """Builds the objects of one answer; all carry the same id and time, and the engine where a request names one.
+
+    Where `scored`, texts come with the log-probabilities of their tokens; else `logprobs` is null.
+    """
 
     kind: Kind
     model: str
     engine: str | None = None
+    scored: bool = False
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -33,20 +38,25 @@ class AnswerShape:
         object.__setattr__(self, "id", PREFIXES[self.kind] + uuid.uuid4().hex)
         object.__setattr__(self, "created", int(time.time()))
 
-    def whole(self, text: str, reason: FinishReason, usage: dict[str, int]) -> dict[str, Any]:
+    def whole(
+        self, text: str, reason: FinishReason, usage: dict[str, int], scores: Sequence[ScoredToken] = ()
+    ) -> dict[str, Any]:
         """Return the answer in one object."""
         content: dict[str, Any] = {"text": text}
         if self.kind == "chat":
             content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return self._object("chat.completion", [self._choice(content, reason)]) | {"usage": usage}
+        return self._object("chat.completion", [self._choice(content, reason, self._logprobs(scores))]) | {
+            "usage": usage
+        }
 
     def role(self) -> dict[str, Any]:
         """Return the first chunk of a chat answer, which says who speaks."""
         return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
 
-    def text(self, text: str) -> dict[str, Any]:
+    def text(self, text: str, scores: Sequence[ScoredToken] = ()) -> dict[str, Any]:
         """Return a chunk of text."""
-        return self._chunk({"delta": {"content": text}} if self.kind == "chat" else {"text": text}, None)
+        content = {"delta": {"content": text}} if self.kind == "chat" else {"text": text}
+        return self._chunk(content, None, self._logprobs(scores))
 
     def finish(self, reason: FinishReason) -> dict[str, Any]:
         """Return the chunk that says why the answer ended."""
@@ -56,13 +66,47 @@ class AnswerShape:
         """Return the chunk without choices that carries the usage."""
         return self._object("chat.completion.chunk", []) | {"usage": usage}
 
-    def _chunk(self, content: dict[str, Any], reason: FinishReason | None) -> dict[str, Any]:
-        return self._object("chat.completion.chunk", [self._choice(content, reason)])
+    def _chunk(
+        self, content: dict[str, Any], reason: FinishReason | None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return self._object("chat.completion.chunk", [self._choice(content, reason, logprobs)])
 
-    def _choice(self, content: dict[str, Any], reason: FinishReason | None) -> dict[str, Any]:
-        return {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+    def _choice(
+        self, content: dict[str, Any], reason: FinishReason | None, logprobs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        return {"index": 0, **content, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        if not self.scored:
+            return None
+        return _chat_logprobs(scores) if self.kind == "chat" else _completion_logprobs(scores)
 
     def _object(self, chat_name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         name = chat_name if self.kind == "chat" else "text_completion"
         said = {} if self.engine is None else {"system_fingerprint": self.engine}
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, **said, "choices": choices}
+
+
+def _chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:
+    content = [
+        _alternative(score) | {"top_logprobs": [_alternative(other) for other in score.alternatives]}
+        for score in scores
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _alternative(one: Alternative) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "bytes": list(one.bytes)}
+
+
+def _completion_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:
+    """OpenAI's older form: parallel lists; among the likeliest is always the token that was written."""
+    return {
+        "tokens": [score.token for score in scores],
+        "token_logprobs": [score.logprob for score in scores],
+        "top_logprobs": [
+            {score.token: score.logprob} | {other.token: other.logprob for other in reversed(score.alternatives)}
+            for score in scores
+        ],
+        "text_offset": [score.offset for score in scores],
+    }

@@ -20,7 +20,7 @@ from workers.inference.images.reading import ImageFile, ImageReader, image_parts
 from workers.inference.loaded import loaded_models
 from workers.inference.metrics import Metrics
 from workers.inference.models import ModelCache
-from workers.inference.prompts import chat_task, completion_task, refuse_broken_text, refuse_images
+from workers.inference.prompts import chat_logprobs, chat_task, completion_task, refuse_broken_text, refuse_images
 from workers.inference.queueing import WaitingLine
 from workers.inference.registry import Registry
 from workers.inference.stops import stop_strings
@@ -101,6 +101,8 @@ def _refuse_early(body: Sampling) -> None:
     """Refuse what needs no model before the line."""
     refuse_broken_text(body)
     stop_strings(body.stop)
+    if isinstance(body, ChatRequest):
+        chat_logprobs(body)
 
 
 async def _refuse_unshown(request: Request, body: ChatRequest) -> None:
@@ -122,10 +124,10 @@ async def _images(request: Request, body: ChatRequest) -> tuple[ImageFile, ...]:
     return await while_connected(request.receive, reader.read(parts))
 
 
-async def _answer(request: Request, body: Sampling, kind: Kind, prepare: Prepare) -> Response:
+async def _answer(request: Request, body: ChatRequest | CompletionRequest, kind: Kind, prepare: Prepare) -> Response:
     engine: Engine = request.app.state.engine
     ticket = engine.submit(body.model, prepare, body.engine)
-    shape = AnswerShape(kind, body.model, body.engine)
+    shape = AnswerShape(kind, body.model, body.engine, scored=body.logprobs is not None and body.logprobs is not False)
     try:
         started = await while_connected(request.receive, _started(ticket))
         if body.stream:

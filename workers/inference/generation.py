@@ -1,5 +1,6 @@
 """The token loop: read the prompt, then one token at a time with a key-value cache."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,9 @@ from api_schemas.errors import InvalidCheckpoint
 from workers.inference.detokenizer import Detokenizer
 from workers.inference.graphs import GraphDecoder, ServedGraph
 from workers.inference.loading import LoadedModel
+from workers.inference.logprobs import TokenScores
 from workers.inference.sampling import Sampler
+from workers.inference.spelling import Spelling
 from workers.inference.stops import StopFilter
 from workers.inference.tasks import FinishReason, GenerationTask, Piece
 from workers.inference.video_answers import searched
@@ -38,7 +41,7 @@ class _Decoder:
         return logits
 
 
-class _Writer:
+class Writer:
     """Turns the tokens of one answer into pieces of text."""
 
     def __init__(self, loaded: LoadedModel, task: GenerationTask) -> None:
@@ -48,24 +51,42 @@ class _Writer:
         self._eos_ids = loaded.eos_ids
         self._max_tokens = task.max_tokens
         self._count = 0
+        self._scores = None if task.logprobs is None else TokenScores(Spelling(loaded.tokenizer), task.logprobs)
 
-    def write(self, token: int) -> Piece:
-        """Return the piece of one more token; it carries the finish reason when the answer ends with it."""
+    def write(self, token: int, logits: torch.Tensor) -> Piece:
+        """Return the piece of one more token; it carries the finish reason when the answer ends with it.
+
+        Args:
+            token: the token.
+            logits: [vocabulary], as the model gave them.
+        """
         self._count += 1
         if token in self._eos_ids:
             return self._last("", "stop")
-        text, stopped = self._stops.feed(self._detokenizer.add(token))
+        if self._scores is not None:
+            self._scores.add(token, logits)
+        readable = self._detokenizer.add(token)
+        if self._scores is not None and readable:
+            self._scores.complete(readable)
+        text, stopped = self._stops.feed(readable)
         if stopped:
-            return Piece(text, self._count, "stop")
+            return self._piece(text, "stop")
         if self._count == self._max_tokens:
             return self._last(text, "length")
-        return Piece(text, self._count)
+        return self._piece(text)
 
     def _last(self, text: str, reason: FinishReason) -> Piece:
-        rest, stopped = self._stops.feed(self._detokenizer.flush())
+        readable = self._detokenizer.flush()
+        if self._scores is not None:
+            self._scores.complete(readable)
+        rest, stopped = self._stops.feed(readable)
         if stopped:
-            return Piece(text + rest, self._count, "stop")
-        return Piece(text + rest + self._stops.flush(), self._count, reason)
+            return self._piece(text + rest, "stop")
+        return self._piece(text + rest + self._stops.flush(), reason)
+
+    def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
+        scores = () if self._scores is None else self._scores.release(text, ended=reason is not None)
+        return Piece(text, self._count, reason, scores)
 
 
 @torch.inference_mode()
@@ -84,7 +105,7 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
         yield searched(loaded, task)
         return
     decoder = GraphDecoder(loaded.model) if isinstance(loaded.model, ServedGraph) else _Decoder(loaded)
-    writer = _Writer(loaded, task)
+    writer = Writer(loaded, task)
     sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
     chunk = len(task.prompt) if task.pictures else PREFILL_CHUNK  # no cut may go through a picture
     for start in range(0, len(task.prompt), chunk):
@@ -92,12 +113,19 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
             return
         logits = decoder.read(task.prompt[start : start + chunk], task.pictures)
     while True:
-        if bool(torch.isnan(logits).any()):
-            message = f"model '{loaded.source.id}' computes NaN; its weights are damaged, so register sound ones"
-            raise InvalidCheckpoint("model_output_not_finite", message, "model")
+        _require_finite(loaded, logits)
         token = sampler.pick(logits)
-        piece = writer.write(token)
+        piece = writer.write(token, logits)
         yield piece
         if piece.finish_reason is not None or cancelled():
             return
         logits = decoder.read([token])
+
+
+def _require_finite(loaded: LoadedModel, logits: torch.Tensor) -> None:
+    """The largest logit is NaN where any is; an infinite one leaves no probabilities."""
+    largest = float(logits.max())
+    if not math.isfinite(largest):
+        what = "NaN" if math.isnan(largest) else "infinite logits"
+        message = f"model '{loaded.source.id}' computes {what}; its weights are damaged, so register sound ones"
+        raise InvalidCheckpoint("model_output_not_finite", message, "model")

@@ -55,7 +55,7 @@ def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageF
     room = answer_room(loaded, len(prompt), limit, (name, "messages"), CHAT_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
     stops = (*stop_strings(request.stop), *loaded.stops)
-    return GenerationTask(prompt, room, sampling, stops, continues_prompt=False, pictures=pictures)
+    return GenerationTask(prompt, room, sampling, stops, False, pictures, chat_logprobs(request))
 
 
 def completion_task(loaded: LoadedModel, request: CompletionRequest) -> GenerationTask:
@@ -71,7 +71,21 @@ def completion_task(loaded: LoadedModel, request: CompletionRequest) -> Generati
     prompt = _completion_prompt(loaded, request.prompt)
     room = answer_room(loaded, len(prompt), request.max_tokens, ("max_tokens", "prompt"), COMPLETION_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
-    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), continues_prompt=True)
+    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), True, logprobs=request.logprobs)
+
+
+def chat_logprobs(request: ChatRequest) -> int | None:
+    """Return how many likeliest tokens to list beside each token's log-probability; None asks for neither.
+
+    Raises:
+        InvalidRequest: `logprobs_missing`.
+    """
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs:
+        text = f"top_logprobs is {request.top_logprobs} and logprobs is not true; set logprobs too, or leave both out"
+        raise InvalidRequest("logprobs_missing", text, "top_logprobs")
+    return None
 
 
 def refuse_images(source: ModelSource, places: Sequence[str]) -> None:

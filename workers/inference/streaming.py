@@ -12,7 +12,7 @@ from api_schemas.errors import ErrorResponse
 from workers.inference.answers import AnswerShape, usage_of
 from workers.inference.engine import Ticket
 from workers.inference.errors import error_body
-from workers.inference.tasks import Piece, Started
+from workers.inference.tasks import Piece, ScoredToken, Started
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +40,17 @@ async def gather(ticket: Ticket, started: Started, shape: AnswerShape) -> dict[s
     Raises:
         ModepressError: generation ended with an error.
     """
-    texts = []
+    texts: list[str] = []
+    scores: list[ScoredToken] = []
     while True:
         piece = await ticket.next()
         if not isinstance(piece, Piece):
             continue
         texts.append(piece.text)
+        scores += piece.scores
         if piece.finish_reason is not None:
             usage = usage_of(started.prompt_tokens, piece.tokens)
-            return shape.whole("".join(texts), piece.finish_reason, usage)
+            return shape.whole("".join(texts), piece.finish_reason, usage, scores)
 
 
 async def event_lines(
@@ -64,8 +66,8 @@ async def event_lines(
         yield _line(shape.role() | extra)
     try:
         async for piece in _pieces(ticket):
-            if piece.text:
-                yield _line(shape.text(piece.text) | extra)
+            if piece.text or piece.scores:
+                yield _line(shape.text(piece.text, piece.scores) | extra)
             if piece.finish_reason is not None:
                 yield _line(shape.finish(piece.finish_reason) | extra)
                 if include_usage:

@@ -20,6 +20,7 @@ class GenerationTask:
         stops: strings before which the answer ends.
         continues_prompt: the answer carries on the prompt's text (completions), so its first space is kept.
         pictures: what the model's forward takes beside the prompt, by argument; empty without images.
+        logprobs: how many likeliest tokens to list beside each token's log-probability; None computes none.
     """
 
     prompt: list[int]
@@ -28,6 +29,7 @@ class GenerationTask:
     stops: tuple[str, ...]
     continues_prompt: bool
     pictures: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,34 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A token that could be written.
+
+    Attributes:
+        token: its text, or its name where it has none.
+        logprob: its log-probability in nats, by the model alone.
+        bytes: what it adds to a text.
+    """
+
+    token: str
+    logprob: float
+    bytes: bytes
+
+
+@dataclass(frozen=True)
+class ScoredToken(Alternative):
+    """A token that was written; `bytes` are those that stand in the answer.
+
+    Attributes:
+        alternatives: the likeliest tokens at its place, likeliest first.
+        offset: the character of the answer with which it begins.
+    """
+
+    alternatives: tuple[Alternative, ...]
+    offset: int = 0
+
+
+@dataclass(frozen=True)
 class Piece:
     """One more token.
 
@@ -45,11 +75,13 @@ class Piece:
         text: what became readable with it; may be empty.
         tokens: tokens of the answer so far, the end token included.
         finish_reason: set on the last piece alone.
+        scores: the tokens whose text is out with this piece, where log-probabilities are asked for.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
+    scores: tuple[ScoredToken, ...] = ()
 
 
 Event = Started | Piece

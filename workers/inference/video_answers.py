@@ -20,7 +20,7 @@ from workers.inference.sampling import choose_sampling
 from workers.inference.stops import StopFilter, stop_strings
 from workers.inference.tasks import FinishReason, GenerationTask, Piece
 
-SAMPLED = {"temperature": 0.0, "top_p": 1.0}  # what may be asked for, since a search does just that
+SAMPLED = {"temperature": 0.0, "top_p": 1.0, "logprobs": False}  # what may be asked for: a search does just that
 
 
 def video_task(
@@ -87,7 +87,7 @@ def _refuse_sampling(loaded: LoadedModel, request: ChatRequest) -> None:
     for name, neutral in SAMPLED.items():
         value = getattr(request, name)
         if value not in (None, neutral):
-            text = f"{name} is {value}, and model '{loaded.source.id}' samples nothing; leave it out"
+            text = f"{name} is {value}, and model '{loaded.source.id}' searches one answer as a whole; leave it out"
             raise InvalidRequest("sampling_not_supported", text, name)
 
 

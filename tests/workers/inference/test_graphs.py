@@ -91,6 +91,16 @@ def test_the_server_answers_by_the_engine_that_is_asked_for(server: InferenceSer
     assert held["onnx-int8"]["bytes"] < held["onnx-float32"]["bytes"]
 
 
+def test_log_probabilities_of_a_graph_are_those_of_the_weights(server: InferenceServer) -> None:
+    own, graph = (
+        chat(server, engine=engine, logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+        for engine in ("transformers", "onnx-float32")
+    )
+    assert [one["token"] for one in own] == [one["token"] for one in graph]
+    assert [one["logprob"] for one in own] == pytest.approx([one["logprob"] for one in graph], abs=1e-4)
+    assert {len(one["top_logprobs"]) for one in graph} == {2}
+
+
 def test_an_engine_that_is_not_there_is_refused_with_those_that_are(server: InferenceServer) -> None:
     refused = chat(server, engine="onnx-int4")
     assert refused.status_code == 400

@@ -129,6 +129,7 @@ def test_a_limit_and_a_stop_end_an_answer(loaded):
         ("question", 1, "what " * 40, {}, "context_length_exceeded", "messages.0.content"),
         ("question", 1, QUESTION, {"temperature": 0.7}, "sampling_not_supported", "temperature"),
         ("question", 1, QUESTION, {"top_p": 0.5}, "sampling_not_supported", "top_p"),
+        ("question", 1, QUESTION, {"logprobs": True}, "sampling_not_supported", "logprobs"),
     ],
 )
 def test_what_such_a_model_does_not_read_is_refused(loaded, model, pictures, text, values, code, param):
