@@ -11,6 +11,8 @@ Stop = str | Annotated[list[str], Field(max_length=4)] | None
 
 COUNT_TOKENS = "x-modepress-count-tokens"  # the API asks for a comment at the end of a stream: `: tokens 123`
 
+MOST_TOKENS = 1_000_000  # of all choices of a request together
+
 OWN_LOGPROB = (
     "its log-probability by the model alone: log-softmax of the raw logits, before temperature, filters and penalties"
 )
@@ -77,10 +79,18 @@ class Sampling(Frozen):
     """What chat and completion requests share."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    max_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    max_tokens: Annotated[int | None, Field(ge=1, le=MOST_TOKENS)] = None
     temperature: Annotated[float | None, Field(ge=0.0, le=2.0)] = None
     top_p: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
-    n: Annotated[int, Field(ge=1, le=1, description="one choice per request")] = 1
+    n: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=8,
+            description="how many choices, each with a seed derived from `seed` and its index; n times the most tokens "
+            f"of a choice is at most {MOST_TOKENS}",
+        ),
+    ] = 1
     seed: Annotated[int | None, Field(ge=-(2**63), lt=2**63)] = None
     stop: Stop = None
     stream: bool = False
@@ -99,7 +109,7 @@ class ChatRequest(Sampling):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    max_completion_tokens: Annotated[int | None, Field(ge=1, le=MOST_TOKENS)] = None
     logprobs: Annotated[StrictBool | None, Field(description=f"whether each token comes with {OWN_LOGPROB}")] = None
     top_logprobs: Annotated[
         StrictInt | None,

@@ -15,6 +15,7 @@ from modepress.api_error import ModepressApiError
 
 Messages = Sequence[Mapping[str, Any]]
 Files = Sequence[str | os.PathLike[str]]
+NOT_READ = {"n": 1, "logprobs": False}  # fields whose answers this client has no place for, and what they may be
 
 
 class _Text(BaseModel):
@@ -55,8 +56,13 @@ def request(model_id: str, messages: Messages | str, sampling: Mapping[str, Any]
     """Build the body of a chat request; a string is one user message, with the images before it.
 
     Raises:
-        InvalidRequest: `image_unreadable`; `images_need_text` when the messages are given whole.
+        InvalidRequest: `image_unreadable`; `images_need_text` when the messages are given whole; `not_read` for what
+            this client does not show.
     """
+    for name, neutral in NOT_READ.items():
+        if sampling.get(name) not in (None, neutral):
+            message = f"{name} is {sampling[name]}, and this client reads one text; take the openai client for it"
+            raise InvalidRequest("not_read", message, name)
     if images and not isinstance(messages, str):
         message = "images are files beside a text; in messages given whole, images are parts of their content"
         raise InvalidRequest("images_need_text", message, "images")

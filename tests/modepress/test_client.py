@@ -10,7 +10,7 @@ import pytest
 
 from api_schemas.errors import Conflict, InvalidRequest
 from api_schemas.files import Upload, UploadRequest
-from modepress import Client, ModepressApiError, Unreachable, uploads
+from modepress import Client, ModepressApiError, Unreachable, chatting, uploads
 from modepress.connection import Connection
 from modepress.model_folder import sha256_of
 from tests.modepress.conftest import PART_BYTES
@@ -100,6 +100,14 @@ def test_chat_with_images(client: Client, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as caught:
         client.chat(model, [{"role": "user", "content": "x"}], images=files)
     assert caught.value.code == "images_need_text"
+
+
+@pytest.mark.parametrize(("field", "value"), [("n", 2), ("logprobs", True)])
+def test_what_an_answer_has_no_place_for_is_refused(field: str, value: int) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chatting.request("m", "Hi", {field: value})
+    assert (caught.value.code, caught.value.param) == ("not_read", field)
+    assert chatting.request("m", "Hi", {"n": 1, "logprobs": False}).n == 1
 
 
 def test_a_job_from_plan_to_chat(client: Client, tiny: str) -> None:

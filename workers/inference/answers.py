@@ -3,11 +3,11 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from api_schemas.inference import TokenUsage
-from workers.inference.tasks import Alternative, FinishReason, ScoredToken
+from workers.inference.tasks import Alternative, Piece, ScoredToken
 
 Kind = Literal["chat", "completion"]
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
@@ -22,7 +22,7 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class AnswerShape:
-    """Builds the objects of one answer; all carry the same id and time, and the engine where a request names one.
+    """Builds the objects of a request's answers; all carry the same id and time, and the engine where it names one.
 
     Where `scored`, texts come with the log-probabilities of their tokens; else `logprobs` is null.
     """
@@ -38,43 +38,37 @@ class AnswerShape:
         object.__setattr__(self, "id", PREFIXES[self.kind] + uuid.uuid4().hex)
         object.__setattr__(self, "created", int(time.time()))
 
-    def whole(
-        self, text: str, reason: FinishReason, usage: dict[str, int], scores: Sequence[ScoredToken] = ()
-    ) -> dict[str, Any]:
-        """Return the answer in one object."""
-        content: dict[str, Any] = {"text": text}
-        if self.kind == "chat":
-            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return self._object("chat.completion", [self._choice(content, reason, self._logprobs(scores))]) | {
-            "usage": usage
-        }
+    def whole(self, answers: Sequence[Sequence[Piece]], usage: dict[str, int]) -> dict[str, Any]:
+        """Return all answers, each given by its pieces, in one object."""
+        choices = []
+        for pieces in answers:
+            text = "".join(piece.text for piece in pieces)
+            content: dict[str, Any] = {"text": text}
+            if self.kind == "chat":
+                content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            scores = [score for piece in pieces for score in piece.scores]
+            choices.append(_choice(content, pieces[-1], self._logprobs(scores)))
+        return self._object("chat.completion", choices) | {"usage": usage}
 
-    def role(self) -> dict[str, Any]:
+    def role(self, index: int) -> dict[str, Any]:
         """Return the first chunk of a chat answer, which says who speaks."""
-        return self._chunk({"delta": {"role": "assistant", "content": ""}}, None)
+        return self._chunk({"delta": {"role": "assistant", "content": ""}}, Piece("", 0, index=index))
 
-    def text(self, text: str, scores: Sequence[ScoredToken] = ()) -> dict[str, Any]:
+    def text(self, piece: Piece) -> dict[str, Any]:
         """Return a chunk of text."""
-        content = {"delta": {"content": text}} if self.kind == "chat" else {"text": text}
-        return self._chunk(content, None, self._logprobs(scores))
+        content = {"delta": {"content": piece.text}} if self.kind == "chat" else {"text": piece.text}
+        return self._chunk(content, replace(piece, finish_reason=None), self._logprobs(piece.scores))
 
-    def finish(self, reason: FinishReason) -> dict[str, Any]:
+    def finish(self, piece: Piece) -> dict[str, Any]:
         """Return the chunk that says why the answer ended."""
-        return self._chunk({"delta": {}} if self.kind == "chat" else {"text": ""}, reason)
+        return self._chunk({"delta": {}} if self.kind == "chat" else {"text": ""}, piece)
 
     def usage(self, usage: dict[str, int]) -> dict[str, Any]:
         """Return the chunk without choices that carries the usage."""
         return self._object("chat.completion.chunk", []) | {"usage": usage}
 
-    def _chunk(
-        self, content: dict[str, Any], reason: FinishReason | None, logprobs: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        return self._object("chat.completion.chunk", [self._choice(content, reason, logprobs)])
-
-    def _choice(
-        self, content: dict[str, Any], reason: FinishReason | None, logprobs: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        return {"index": 0, **content, "logprobs": logprobs, "finish_reason": reason}
+    def _chunk(self, content: dict[str, Any], piece: Piece, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        return self._object("chat.completion.chunk", [_choice(content, piece, logprobs)])
 
     def _logprobs(self, scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
         if not self.scored:
@@ -85,6 +79,10 @@ class AnswerShape:
         name = chat_name if self.kind == "chat" else "text_completion"
         said = {} if self.engine is None else {"system_fingerprint": self.engine}
         return {"id": self.id, "object": name, "created": self.created, "model": self.model, **said, "choices": choices}
+
+
+def _choice(content: dict[str, Any], piece: Piece, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    return {"index": piece.index, **content, "logprobs": logprobs, "finish_reason": piece.finish_reason}
 
 
 def _chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:

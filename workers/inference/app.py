@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api_schemas.inference import COUNT_TOKENS, ChatRequest, CompletionRequest, Sampling
+from api_schemas.inference import COUNT_TOKENS, ChatRequest, CompletionRequest
 from job_store.database import make_engine, upgrade
 from job_store.settings import Settings
 from workers.inference.answers import AnswerShape, Kind
@@ -20,7 +20,14 @@ from workers.inference.images.reading import ImageFile, ImageReader, image_parts
 from workers.inference.loaded import loaded_models
 from workers.inference.metrics import Metrics
 from workers.inference.models import ModelCache
-from workers.inference.prompts import chat_logprobs, chat_task, completion_task, refuse_broken_text, refuse_images
+from workers.inference.prompts import (
+    chat_logprobs,
+    chat_task,
+    completion_task,
+    refuse_broken_text,
+    refuse_images,
+    refuse_too_much,
+)
 from workers.inference.queueing import WaitingLine
 from workers.inference.registry import Registry
 from workers.inference.stops import stop_strings
@@ -97,10 +104,11 @@ def _add_observation(app: FastAPI, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _refuse_early(body: Sampling) -> None:
+def _refuse_early(body: ChatRequest | CompletionRequest) -> None:
     """Refuse what needs no model before the line."""
     refuse_broken_text(body)
     stop_strings(body.stop)
+    refuse_too_much(body)
     if isinstance(body, ChatRequest):
         chat_logprobs(body)
 

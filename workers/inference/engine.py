@@ -29,7 +29,7 @@ Prepare = Callable[[LoadedModel], GenerationTask]
 
 
 class Ticket:
-    """One request's place in the engine: read its events until the piece with a finish reason, or cancel it."""
+    """One request's place in the engine: read its events until each answer has its finish reason, or cancel it."""
 
     def __init__(self, model_id: str, prepare: Prepare, engine: EngineName | None = None) -> None:
         self.model_id, self.engine = model_id, engine
@@ -166,20 +166,20 @@ class Engine:
         with _memory_named(loaded):
             task = await asyncio.to_thread(ticket.prepare, loaded)
         ticket.begin_generating()
-        ticket.put(Started(len(task.prompt)))
+        ticket.put(Started(len(task.prompt), task.choices))
         meter.prompt(len(task.prompt))
         loop = asyncio.get_running_loop()
 
         def deliver(piece: Piece) -> None:
             meter.token()
-            if piece.finish_reason is None:
+            if not task.ends_with(piece):
                 ticket.put(piece)
 
         def work() -> Piece | None:
             piece = None
             for piece in generate(loaded, task, lambda: ticket.cancelled):
                 loop.call_soon_threadsafe(deliver, piece)
-            return None if piece is None or piece.finish_reason is None else piece
+            return None if piece is None or not task.ends_with(piece) else piece
 
         with _memory_named(loaded):
             return await loop.run_in_executor(self._threads, work)

@@ -1,5 +1,6 @@
 """The token loop: read the prompt, then one token at a time with a key-value cache."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from workers.inference.detokenizer import Detokenizer
 from workers.inference.graphs import GraphDecoder, ServedGraph
 from workers.inference.loading import LoadedModel
 from workers.inference.logprobs import TokenScores
-from workers.inference.sampling import Sampler
+from workers.inference.sampling import Sampler, of_choice
 from workers.inference.spelling import Spelling
 from workers.inference.stops import StopFilter
 from workers.inference.tasks import FinishReason, GenerationTask, Piece
@@ -40,16 +41,23 @@ class _Decoder:
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 
+    def copy(self) -> "_Decoder":
+        """Return a decoder that goes on from the same place, with a cache of its own."""
+        other = copy.copy(self)
+        other._cache = copy.deepcopy(self._cache)
+        return other
+
 
 class Writer:
     """Turns the tokens of one answer into pieces of text."""
 
-    def __init__(self, loaded: LoadedModel, task: GenerationTask) -> None:
+    def __init__(self, loaded: LoadedModel, task: GenerationTask, index: int = 0) -> None:
         context = task.prompt[-CONTEXT_TAIL:] if task.continues_prompt else ()
         self._detokenizer = Detokenizer(loaded.tokenizer, context)
         self._stops = StopFilter(task.stops)
         self._eos_ids = loaded.eos_ids
         self._max_tokens = task.max_tokens
+        self._index = index
         self._count = 0
         self._scores = None if task.logprobs is None else TokenScores(Spelling(loaded.tokenizer), task.logprobs)
 
@@ -86,12 +94,14 @@ class Writer:
 
     def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
         scores = () if self._scores is None else self._scores.release(text, ended=reason is not None)
-        return Piece(text, self._count, reason, scores)
+        return Piece(text, self._count, reason, scores, self._index)
 
 
 @torch.inference_mode()
 def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], bool]) -> Iterator[Piece]:
-    """Yield one piece per token; the last has a finish reason. Ends early, without one, once `cancelled()` is true.
+    """Yield one piece per token, answer by answer; the last piece of each has a finish reason.
+
+    The prompt is read once; each answer goes on from a copy of its cache. Ends early once `cancelled()` is true.
 
     Args:
         loaded: the model.
@@ -104,14 +114,30 @@ def generate(loaded: LoadedModel, task: GenerationTask, cancelled: Callable[[], 
     if loaded.searches:
         yield searched(loaded, task)
         return
-    decoder = GraphDecoder(loaded.model) if isinstance(loaded.model, ServedGraph) else _Decoder(loaded)
-    writer = Writer(loaded, task)
-    sampler = Sampler(task.sampling, task.prompt, loaded.vocabulary)
+    prompt = GraphDecoder(loaded.model) if isinstance(loaded.model, ServedGraph) else _Decoder(loaded)
     chunk = len(task.prompt) if task.pictures else PREFILL_CHUNK  # no cut may go through a picture
     for start in range(0, len(task.prompt), chunk):
         if cancelled():
             return
-        logits = decoder.read(task.prompt[start : start + chunk], task.pictures)
+        logits = prompt.read(task.prompt[start : start + chunk], task.pictures)
+    for index in range(task.choices):
+        last = index == task.choices - 1  # no name for a copy: it goes before the next one is made
+        yield from _answer(loaded, task, index, prompt if last else prompt.copy(), logits, cancelled)
+        if cancelled():
+            return
+
+
+def _answer(
+    loaded: LoadedModel,
+    task: GenerationTask,
+    index: int,
+    decoder: _Decoder | GraphDecoder,
+    logits: torch.Tensor,
+    cancelled: Callable[[], bool],
+) -> Iterator[Piece]:
+    """Write the answer of this index behind the prompt that the decoder has read; `logits` follow the prompt."""
+    writer = Writer(loaded, task, index)
+    sampler = Sampler(of_choice(task.sampling, index), task.prompt, loaded.vocabulary)
     while True:
         _require_finite(loaded, logits)
         token = sampler.pick(logits)

@@ -4,6 +4,7 @@ onnxruntime is imported when the first graph is loaded.
 """
 
 import time
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,10 @@ class GraphDecoder:
         del pictures  # a model that sees has no graph
         logits, self._past = self._graph.read(np.array([tokens], dtype=np.int64), self._past, first_logit=-1)
         return torch.from_numpy(logits[0, -1])
+
+    def copy(self) -> "GraphDecoder":
+        """Return a decoder that goes on from the same place; the arrays are shared, since each read makes new ones."""
+        return copy(self)
 
 
 def _folder(source: ModelSource) -> Path:

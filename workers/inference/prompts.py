@@ -6,7 +6,7 @@ from typing import Any
 from pydantic_core import PydanticSerializationError
 
 from api_schemas.errors import InvalidRequest
-from api_schemas.inference import ChatRequest, CompletionRequest, Message, Sampling
+from api_schemas.inference import MOST_TOKENS, ChatRequest, CompletionRequest, Message, Sampling
 from preflight.checkpoint import CONFIG
 from preflight.strict_json import read_object
 from preflight.tables import TEXT
@@ -55,7 +55,7 @@ def chat_task(loaded: LoadedModel, request: ChatRequest, images: Sequence[ImageF
     room = answer_room(loaded, len(prompt), limit, (name, "messages"), CHAT_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
     stops = (*stop_strings(request.stop), *loaded.stops)
-    return GenerationTask(prompt, room, sampling, stops, False, pictures, chat_logprobs(request))
+    return GenerationTask(prompt, room, sampling, stops, False, pictures, chat_logprobs(request), request.n)
 
 
 def completion_task(loaded: LoadedModel, request: CompletionRequest) -> GenerationTask:
@@ -71,7 +71,9 @@ def completion_task(loaded: LoadedModel, request: CompletionRequest) -> Generati
     prompt = _completion_prompt(loaded, request.prompt)
     room = answer_room(loaded, len(prompt), request.max_tokens, ("max_tokens", "prompt"), COMPLETION_MAX_TOKENS)
     sampling = choose_sampling(request, loaded.defaults)
-    return GenerationTask(prompt, room, sampling, stop_strings(request.stop), True, logprobs=request.logprobs)
+    return GenerationTask(
+        prompt, room, sampling, stop_strings(request.stop), True, logprobs=request.logprobs, choices=request.n
+    )
 
 
 def chat_logprobs(request: ChatRequest) -> int | None:
@@ -86,6 +88,20 @@ def chat_logprobs(request: ChatRequest) -> int | None:
         text = f"top_logprobs is {request.top_logprobs} and logprobs is not true; set logprobs too, or leave both out"
         raise InvalidRequest("logprobs_missing", text, "top_logprobs")
     return None
+
+
+def refuse_too_much(request: ChatRequest | CompletionRequest) -> None:
+    """Refuse answers that together may be longer than one may be.
+
+    Raises:
+        InvalidRequest: `choices_too_long` or `conflicting_max_tokens`.
+    """
+    limit, name = (request.max_tokens, "max_tokens")
+    if isinstance(request, ChatRequest):
+        limit, name = _requested_limit(request)
+    if limit is not None and request.n * limit > MOST_TOKENS:
+        text = f"n is {request.n} and {name} {limit}, together more than {MOST_TOKENS} tokens; lower one of them"
+        raise InvalidRequest("choices_too_long", text, "n")
 
 
 def refuse_images(source: ModelSource, places: Sequence[str]) -> None:

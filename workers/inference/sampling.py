@@ -4,8 +4,9 @@ Each value comes from the request, else from the model's generation_config.json,
 OpenAI's requests have no place for `top_k` and `repetition_penalty`: there the model's configuration speaks alone.
 """
 
+import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -53,6 +54,17 @@ def choose_sampling(request: Sampling, defaults: SamplingDefaults) -> SamplingCh
         repetition_penalty=_first(defaults.repetition_penalty, None, 1.0),
         seed=secrets.randbits(63) if request.seed is None else request.seed,
     )
+
+
+def of_choice(sampling: SamplingChoice, index: int) -> SamplingChoice:
+    """Return how the answer of this index is sampled: the first by the seed itself, others by seeds derived from it.
+
+    A derived seed depends on seed and index alone, so asking for more answers leaves the first ones as they were.
+    """
+    if index == 0:
+        return sampling
+    digest = hashlib.sha256(f"{sampling.seed}:{index}".encode()).digest()
+    return replace(sampling, seed=int.from_bytes(digest[:8]) >> 1)  # 63 bits, as drawn seeds have
 
 
 def _first(given: float | None, configured: float | None, default: float) -> float:

@@ -12,7 +12,7 @@ from api_schemas.errors import ErrorResponse
 from workers.inference.answers import AnswerShape, usage_of
 from workers.inference.engine import Ticket
 from workers.inference.errors import error_body
-from workers.inference.tasks import Piece, ScoredToken, Started
+from workers.inference.tasks import Piece, Started
 
 logger = logging.getLogger(__name__)
 
@@ -35,57 +35,54 @@ class TicketStream(StreamingResponse):
 
 
 async def gather(ticket: Ticket, started: Started, shape: AnswerShape) -> dict[str, Any]:
-    """Return the whole answer.
+    """Return the whole answers.
 
     Raises:
         ModepressError: generation ended with an error.
     """
-    texts: list[str] = []
-    scores: list[ScoredToken] = []
-    while True:
-        piece = await ticket.next()
-        if not isinstance(piece, Piece):
-            continue
-        texts.append(piece.text)
-        scores += piece.scores
-        if piece.finish_reason is not None:
-            usage = usage_of(started.prompt_tokens, piece.tokens)
-            return shape.whole("".join(texts), piece.finish_reason, usage, scores)
+    answers: list[list[Piece]] = [[] for _ in range(started.choices)]
+    async for piece in _pieces(ticket, started.choices):
+        answers[piece.index].append(piece)
+    usage = usage_of(started.prompt_tokens, sum(pieces[-1].tokens for pieces in answers))
+    return shape.whole(answers, usage)
 
 
 async def event_lines(
     ticket: Ticket, started: Started, shape: AnswerShape, *, include_usage: bool, count_tokens: bool = False
 ) -> AsyncIterator[str]:
-    """Yield `data:` lines: role (chat), text, finish, usage when asked for, `[DONE]`.
+    """Yield `data:` lines: roles (chat), text and finish of each answer, usage when asked for, `[DONE]`.
 
     An error on the way is a line with a top-level `error`, and the last one. With `count_tokens` a comment, which
     clients pass over, says before the end how many tokens were read and generated: the API counts them per owner.
     """
     extra = {"usage": None} if include_usage else {}
     if shape.kind == "chat":
-        yield _line(shape.role() | extra)
+        for index in range(started.choices):
+            yield _line(shape.role(index) | extra)
+    written = 0
     try:
-        async for piece in _pieces(ticket):
+        async for piece in _pieces(ticket, started.choices):
             if piece.text or piece.scores:
-                yield _line(shape.text(piece.text, piece.scores) | extra)
+                yield _line(shape.text(piece) | extra)
             if piece.finish_reason is not None:
-                yield _line(shape.finish(piece.finish_reason) | extra)
-                if include_usage:
-                    yield _line(shape.usage(usage_of(started.prompt_tokens, piece.tokens)))
-                if count_tokens:
-                    yield f": tokens {started.prompt_tokens + piece.tokens}\n\n"
-                yield DONE
+                written += piece.tokens
+                yield _line(shape.finish(piece) | extra)
+        if include_usage:
+            yield _line(shape.usage(usage_of(started.prompt_tokens, written)))
+        if count_tokens:
+            yield f": tokens {started.prompt_tokens + written}\n\n"
+        yield DONE
     except Exception as error:  # noqa: BLE001  (the status line is gone; the stream itself reports it)
         logger.warning("a stream of %s ended with an error: %s", shape.model, error)
         yield _line(ErrorResponse(error=error_body(error)).model_dump())
 
 
-async def _pieces(ticket: Ticket) -> AsyncIterator[Piece]:
-    finished = False
-    while not finished:
+async def _pieces(ticket: Ticket, choices: int) -> AsyncIterator[Piece]:
+    """Yield pieces until as many answers have ended."""
+    while choices:
         event = await ticket.next()
         if isinstance(event, Piece):
-            finished = event.finish_reason is not None
+            choices -= event.finish_reason is not None
             yield event
 
 

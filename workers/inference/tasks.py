@@ -11,16 +11,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class GenerationTask:
-    """One answer to be generated.
+    """One prompt to be answered, once or several times.
 
     Attributes:
         prompt: token ids, at least one.
-        max_tokens: most tokens of the answer.
+        max_tokens: most tokens of each answer.
         sampling: how to pick tokens.
         stops: strings before which the answer ends.
         continues_prompt: the answer carries on the prompt's text (completions), so its first space is kept.
         pictures: what the model's forward takes beside the prompt, by argument; empty without images.
         logprobs: how many likeliest tokens to list beside each token's log-probability; None computes none.
+        choices: how many answers, each sampled by a seed of its own.
     """
 
     prompt: list[int]
@@ -30,13 +31,19 @@ class GenerationTask:
     continues_prompt: bool
     pictures: Mapping[str, Any] = field(default_factory=dict)
     logprobs: int | None = None
+    choices: int = 1
+
+    def ends_with(self, piece: "Piece") -> bool:
+        """Whether nothing follows this piece."""
+        return piece.finish_reason is not None and piece.index == self.choices - 1
 
 
 @dataclass(frozen=True)
 class Started:
-    """The first event of a request that was admitted: from here on the answer is on its way."""
+    """The first event of a request that was admitted: from here on its answers are on their way, one by one."""
 
     prompt_tokens: int
+    choices: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,17 @@ class Piece:
 
     Attributes:
         text: what became readable with it; may be empty.
-        tokens: tokens of the answer so far, the end token included.
-        finish_reason: set on the last piece alone.
+        tokens: tokens of its answer so far, the end token included.
+        finish_reason: set on the last piece of an answer alone.
         scores: the tokens whose text is out with this piece, where log-probabilities are asked for.
+        index: of the answer that it belongs to.
     """
 
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
     scores: tuple[ScoredToken, ...] = ()
+    index: int = 0
 
 
 Event = Started | Piece

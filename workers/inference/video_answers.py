@@ -20,7 +20,12 @@ from workers.inference.sampling import choose_sampling
 from workers.inference.stops import StopFilter, stop_strings
 from workers.inference.tasks import FinishReason, GenerationTask, Piece
 
-SAMPLED = {"temperature": 0.0, "top_p": 1.0, "logprobs": False}  # what may be asked for: a search does just that
+SAMPLED = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "n": 1,
+    "logprobs": False,
+}  # what may be asked for: a search does just that
 
 
 def video_task(

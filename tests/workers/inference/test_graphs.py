@@ -101,6 +101,13 @@ def test_log_probabilities_of_a_graph_are_those_of_the_weights(server: Inference
     assert {len(one["top_logprobs"]) for one in graph} == {2}
 
 
+def test_several_answers_of_a_graph_are_those_of_the_weights(server: InferenceServer) -> None:
+    asked = {"n": 3, "seed": 5, "temperature": 1.0}
+    own, graph = (chat(server, engine=engine, **asked).json() for engine in ("transformers", "onnx-float32"))
+    assert own["choices"] == graph["choices"]
+    assert len({choice["message"]["content"] for choice in graph["choices"]}) == 3
+
+
 def test_an_engine_that_is_not_there_is_refused_with_those_that_are(server: InferenceServer) -> None:
     refused = chat(server, engine="onnx-int4")
     assert refused.status_code == 400

@@ -117,7 +117,7 @@ def test_stop_strings_in_both_forms(server):
         ("chat/completions", {"logit_bias": {}}, 400, "unknown_field", "logit_bias"),
         ("chat/completions", {"max_tokens": 9999}, 400, "context_length_exceeded", "max_tokens"),
         ("chat/completions", {"stop": ""}, 400, "invalid_stop", "stop"),
-        ("chat/completions", {"n": 2}, 400, "invalid_value", "n"),
+        ("chat/completions", {"n": 9}, 400, "invalid_value", "n"),
         ("completions", {"messages": None, "prompt": [9999]}, 400, "invalid_token", "prompt.0"),
         ("nothing", {}, 404, "not_found", None),
     ],

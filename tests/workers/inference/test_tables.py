@@ -1,6 +1,7 @@
 """Tables in chat: as text that pandas would print, as what a table encoder reads, or refused by name."""
 
 import json
+from dataclasses import replace
 
 import httpx
 import openai
@@ -21,6 +22,7 @@ from workers.inference.generation import generate
 from workers.inference.loading import load, plan_load
 from workers.inference.prompts import chat_task
 from workers.inference.registry import ModelSource
+from workers.inference.sampling import of_choice
 from workers.inference.tables.frames import cell_texts, read_frame
 from workers.inference.tables.printing import to_markdown, to_string
 
@@ -217,6 +219,18 @@ def test_refusals_by_name(loaded):
         assert refusal(loaded["cells"], sneaky).code == "table_mark_in_text"
     named = table(("<insert_embs>", "int64", [1]))
     assert refusal(loaded["cells"], user(part(named))).code == "table_mark_in_text"
+
+
+def test_several_answers_about_a_table_are_each_as_if_alone(loaded):
+    task = task_of(
+        loaded["cells"], user(part(SALES), words("How many?")), max_tokens=8, temperature=1.5, top_p=1.0, seed=4, n=3
+    )
+    pieces = list(generate(loaded["cells"], task, lambda: False))
+    said = ["".join(piece.text for piece in pieces if piece.index == index) for index in range(3)]
+    assert len(set(said)) == 3
+    for index in range(3):
+        alone = replace(task, choices=1, sampling=of_choice(task.sampling, index))
+        assert "".join(piece.text for piece in generate(loaded["cells"], alone, lambda: False)) == said[index]
 
 
 def test_a_penalty_on_repetition_minds_no_place_of_a_table(loaded):

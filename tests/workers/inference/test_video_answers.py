@@ -130,6 +130,7 @@ def test_a_limit_and_a_stop_end_an_answer(loaded):
         ("question", 1, QUESTION, {"temperature": 0.7}, "sampling_not_supported", "temperature"),
         ("question", 1, QUESTION, {"top_p": 0.5}, "sampling_not_supported", "top_p"),
         ("question", 1, QUESTION, {"logprobs": True}, "sampling_not_supported", "logprobs"),
+        ("question", 1, QUESTION, {"n": 2}, "sampling_not_supported", "n"),
     ],
 )
 def test_what_such_a_model_does_not_read_is_refused(loaded, model, pictures, text, values, code, param):

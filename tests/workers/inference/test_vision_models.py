@@ -19,6 +19,7 @@ from workers.inference.loading import load, plan_load
 from workers.inference.precision import Precision
 from workers.inference.prompts import chat_task
 from workers.inference.registry import ModelSource
+from workers.inference.sampling import of_choice
 from workers.inference.vision_prompts import standing_tokens
 
 NEEDS_NO_VIDEO = (
@@ -87,6 +88,16 @@ def test_greedy_is_what_transformers_generates(vision, name, images):
     task = task_of(loaded, *(picture(seed, 48, 40 + 8 * seed) for seed in range(images)))
     pieces = answer(loaded, task)
     assert (text_of(pieces), pieces[-1].tokens) == generated(loaded, task.prompt, task.pictures, task.max_tokens)
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_several_answers_about_a_picture_are_each_as_if_alone(vision, name):
+    loaded = vision[name]
+    task = task_of(loaded, picture(3), max_tokens=6, temperature=1.0, top_p=1.0, seed=1, n=3)
+    pieces = answer(loaded, task)
+    for index in range(3):
+        alone = replace(task, choices=1, sampling=of_choice(task.sampling, index))
+        assert text_of(answer(loaded, alone)) == text_of(piece for piece in pieces if piece.index == index)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "smolvlm"])
