@@ -11,6 +11,9 @@ STAMPS := $(VENV)/stamps
 export PYTHONPATH :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# Files of tests that run side by side: many wait for processes of their own, and leave a core idle meanwhile.
+JOBS := 2
+
 help: ## Say what there is to type
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
@@ -21,7 +24,7 @@ up: $(STAMPS)/demo ## Start the whole service on this machine; stop it with Ctrl
 	@$(PY) -m modepress up
 
 test: $(STAMPS)/dev ## Run the tests (real Redis, PostgreSQL and worker processes, started by the tests)
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 chaos: $(STAMPS)/dev ## Throw faults at real jobs, at most 10 minutes long; FAULTS=28 SEED=1 SECONDS_AT_MOST=600
 	@$(PY) -m tests.chaos --faults $(or $(FAULTS),28) --seed $(or $(SEED),1) --seconds $(or $(SECONDS_AT_MOST),600)
