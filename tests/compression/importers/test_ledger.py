@@ -1,6 +1,8 @@
 """The account of an import: nothing unused, nothing invented, everything readable afterwards."""
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -126,11 +128,10 @@ def _anonymous() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux")
-def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path: Path) -> None:
-    one, count = 16 * 1024**2, 10
-    torch.save({str(n): torch.full((one // 4,), float(n)) for n in range(count)}, tmp_path / "w.pth")
-    ledger = Ledger("example", {"all": open_source(tmp_path / "w.pth", "all")}, {})
+def _growth(folder: Path, one: int, count: int) -> int:
+    """By how much this process grows, in bytes, while it writes `count` tensors of `one` bytes each."""
+    torch.save({str(n): torch.full((one // 4,), float(n)) for n in range(count)}, folder / "w.pth")
+    ledger = Ledger("example", {"all": open_source(folder / "w.pth", "all")}, {})
     for number in range(count):
         ledger.use(str(number), Key("all", str(number)))
     targets = {str(number): (one // 4,) for number in range(count)}
@@ -144,7 +145,15 @@ def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path: Path) -> None:
         return made
 
     ledger.make = watched  # type: ignore[method-assign]
-    with new_folder(tmp_path / "out") as folder:
-        write_weights(ledger, targets, folder, torch.float32)
+    with new_folder(folder / "out") as out:
+        write_weights(ledger, targets, out, torch.float32)
     assert len(peaks) == count
-    assert one // 2 < max(peaks) - before < 3 * one
+    return max(peaks) - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux")
+def test_memory_is_that_of_one_tensor_not_of_the_model(tmp_path: Path) -> None:
+    one, count = 16 * 1024**2, 10
+    # in a fresh process: one that has run for long has free memory to give before it grows
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        assert fresh.submit(_growth, tmp_path, one, count).result() < 3 * one
