@@ -326,6 +326,35 @@ def test_every_family_has_metrics_and_prices(tmp_path: Path, kind: Any, settings
             assert one.prices[-1] > 0
 
 
+def test_the_price_of_values_is_half_the_energy_beyond_the_rank(tmp_path: Path) -> None:
+    """½ Σ over heads of the squared singular values that go, of √G [Oᵀ√F …], by plain roots and a plain SVD."""
+    folder = make_tiny_model(tmp_path, "llama", kv_heads=2)
+    checkpoint = open_checkpoint(folder)
+    family = resolve(checkpoint.config)
+    size, costs = family.dimensions(checkpoint.config), block_costs(family, checkpoint.config)
+    streamed, config = StreamedModel(folder, family), step(mode="refined", layout="full", sparsity=0.3)
+    method = Modegpt(config, family, size, shapes_for(family, checkpoint.config, config))
+
+    def root(matrix: torch.Tensor) -> torch.Tensor:
+        energy, basis = torch.linalg.eigh(matrix)
+        return basis @ torch.diag(energy.clamp_min(0).sqrt()) @ basis.T
+
+    def visit(index: int, block: Any, inputs: Any, statistics: Any, metrics: Metrics) -> None:
+        names = ("value_output",)
+        prices = price_block(streamed, method, costs, names, index, block, inputs, statistics, metrics)["value_output"]
+        F, W = root(metrics.attention), streamed.block_state(index)[f"{family.attention.output}.weight"].double()
+        for rank, price in zip(prices.widths, prices.prices, strict=True):
+            lost = 0.0
+            for head, G in enumerate(statistics.mixed_by_group()):
+                own = range(head * size.group, (head + 1) * size.group)
+                slices = [W[:, one * size.head_dim : (one + 1) * size.head_dim] for one in own]
+                seen = root(G) @ torch.cat([one.T @ F for one in slices], dim=1)
+                lost += float(torch.linalg.svdvals(seen)[rank:].square().sum()) / 2
+            assert price == pytest.approx(lost, rel=1e-6, abs=1e-12)
+
+    walk_backward(streamed, size, random_tokens(2, 40), visit)
+
+
 def stock_gradients(folder: Path, family: Any, tokens: torch.Tensor) -> dict[tuple[int, str], torch.Tensor]:
     """Of the summed loss, at the outputs of both halves' last modules of each block, `[tokens, hidden]` in float64."""
     model = AutoModelForCausalLM.from_pretrained(folder)
